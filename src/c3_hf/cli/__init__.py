@@ -1,0 +1,58 @@
+"""The command `c3-hf`: one subcommand a module, each loaded with the standard library alone until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+COMMANDS = tuple(
+    import_module(f"{__name__}.{name}")
+    for name in (
+        "demo",
+        "compress",
+        "restore",
+        "inspect",
+        "ask",
+        "convert",
+        "export",
+        "new",
+        "train",
+        "evaluate",
+        "report",
+    )
+    if find_spec(f"{__name__}.{name}")
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand on it."""
+    parser = argparse.ArgumentParser(
+        prog="c3-hf", description="Context Cascade Compression: long text in a few latents, and back."
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after `c3-hf`; those of the process when None.
+
+    Returns:
+        The exit status: 0 on success, 1 when the command failed on what it was given, 130 when interrupted.
+        argparse itself exits with 2 on words it cannot read.
+    """
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"c3-hf {parsed.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

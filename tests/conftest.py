@@ -1,0 +1,43 @@
+"""What every test area shares: the opt-in markers and the optional folder of shared data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+OPT_IN = {
+    "slow": "takes long; run with --run-slow",
+    "gpu": "needs a CUDA device; run with --run-gpu",
+    "hub": "needs the Hugging Face Hub; run with --run-hub",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for marker, reason in OPT_IN.items():
+        parser.addoption(f"--run-{marker}", action="store_true", help=f"run the tests marked {marker} ({reason})")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker, reason in OPT_IN.items():
+        if config.getoption(f"--run-{marker}"):
+            continue
+        for item in items:
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the working tree the tests lie in."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The optional folder next to the repository: golden checkpoints, evaluation texts, tokenizer files."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "README.md").is_file():
+        pytest.skip("the folder `shared` next to the repository is absent (goldens and evaluation data)")
+    return folder
