@@ -1,0 +1,410 @@
+# Copyright 2026 The c3_hf authors. Licensed under the Apache License, Version 2.0.
+"""Text in and text out for C3 models: the prompt format of the original, contexts, and user text kept plain.
+
+This file is both a module of the package and one of the remote-code files of every C3 repository on the Hub.
+"""
+
+import json
+import os
+import re
+from typing import Optional, Union
+
+import torch
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+
+from .prompt_c3 import (
+    CONTEXT_END_TOKEN,
+    CONTEXT_START_TOKEN,
+    CONTEXT_TOKEN,
+    DEFAULT_CHAT_TEMPLATE,
+    ESCAPE,
+    INLINE_CONTEXT_END_TOKEN,
+    INLINE_CONTEXT_START_TOKEN,
+    RESTORE_PROMPT,
+    STOP_TOKEN,
+    TURN_TOKEN,
+    escape_characters,
+    reads_escapes,
+)
+
+
+class C3Processor(ProcessorMixin):
+    r"""
+    Makes the inputs of a [`C3ForConditionalGeneration`] from text and text from its outputs.
+
+    Text that a user wrote, in a context, a message, a role or a document, never becomes a special token; only what
+    the chat template (or the markup given to `__call__`) writes does.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): the decoder's tokenizer; contexts are read with it too, unless
+            `encoder_tokenizer` is given. It must read escapes (see [`install_escapes`]).
+        num_latents (`int`, defaults to 32): placeholders a context takes in the prompt, `config.num_latents`.
+        encoder_tokenizer (`PreTrainedTokenizerBase`, *optional*): the context encoder's own tokenizer, for models
+            whose two halves have different vocabularies.
+        separate_encoder_vocabulary (`bool`, defaults to `False`): set by the saved file, so that `from_pretrained`
+            knows to load `encoder_tokenizer`.
+        chat_template (`str`, *optional*): defaults to the tokenizer's, else to the original's prompt format.
+
+    Raises:
+        ValueError: if `num_latents` is not positive or the tokenizer does not read escapes.
+    """
+
+    attributes = ["tokenizer"]
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        tokenizer=None,
+        num_latents=32,
+        encoder_tokenizer=None,
+        separate_encoder_vocabulary=False,
+        chat_template=None,
+        **kwargs,
+    ):
+        if isinstance(num_latents, bool) or not isinstance(num_latents, int) or num_latents < 1:
+            raise ValueError(f"`num_latents` must be a positive int, the model's, got {num_latents!r}.")
+        if not reads_escapes(tokenizer):
+            raise ValueError(
+                "`tokenizer` does not read escapes, so text such as '<|im_end|>' in a message would become a special "
+                "token. Call install_escapes(tokenizer) of prompt_c3.py on it first."
+            )
+        self.num_latents = num_latents
+        self.separate_encoder_vocabulary = separate_encoder_vocabulary or encoder_tokenizer is not None
+        self._encoder_tokenizer = encoder_tokenizer
+        chat_template = chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        tokenizer.chat_template = chat_template
+        super().__init__(tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def get_attributes(cls):
+        # transformers 5 takes every argument named like a tokenizer for a part that each folder holds; the encoder's
+        # is optional and is loaded in from_pretrained.
+        return ["tokenizer"]
+
+    @property
+    def encoder_tokenizer(self):
+        """The tokenizer that contexts are read with."""
+        return self._encoder_tokenizer or self.tokenizer
+
+    @property
+    def context_block(self) -> str:
+        """The markup of one context in a prompt: start marker, `num_latents` placeholders, end marker."""
+        return CONTEXT_START_TOKEN + CONTEXT_TOKEN * self.num_latents + CONTEXT_END_TOKEN
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "context_input_ids", "context_attention_mask"]
+
+    def escape(self, text: str) -> str:
+        """The markup that the tokenizer reads as exactly `text`, special strings included."""
+        for first in escape_characters(self.tokenizer):
+            text = text.replace(first, first + ESCAPE)
+        return text
+
+    def inline_context(self, context: str) -> str:
+        """The markup of a context written in line, for the stock text-generation pipeline."""
+        return INLINE_CONTEXT_START_TOKEN + self.escape(context) + INLINE_CONTEXT_END_TOKEN
+
+    def restore_messages(self, context) -> list[dict]:
+        """
+        The chat that asks for a context back, word by word.
+
+        Args:
+            context (`str` or `torch.FloatTensor` of shape `(num_blocks, num_latents, text_hidden_size)`): the text, or
+                its latents.
+
+        Returns:
+            `list[dict]`: one user message with a context part and "Repeat the text: ".
+        """
+        key = "text" if isinstance(context, str) else "latents"
+        content = [{"type": "context", key: context}, {"type": "text", "text": RESTORE_PROMPT}]
+        return [{"role": "user", "content": content}]
+
+    def __call__(self, text=None, contexts=None, padding=True, return_tensors="pt", **kwargs) -> BatchFeature:
+        """
+        Tokenize prompts and contexts.
+
+        Args:
+            text (`str` or `list[str]`): prompts as markup, in which special strings count: what
+                `apply_chat_template(..., tokenize=False)` returns, or written by hand with [`escape`] around user
+                text. `<imgpad>`, or the full block, stands for one context and becomes the full block.
+            contexts (`str`, `list[str]` or `list[list[str]]`, *optional*): plain text. For one prompt: its context or
+                contexts. For several: one for all, one each, or a list each.
+            padding (`bool` or `str`, defaults to `True`): padding of the prompts; contexts are always padded, right.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `None` for lists.
+            kwargs: passed to the tokenizer for the prompts.
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` `(batch_size, sequence_length)` and, with contexts,
+            `context_input_ids` and `context_attention_mask` `(batch_size or 1, num_contexts, context_length)`, int64.
+
+        Raises:
+            TypeError: if `text` or `contexts` is not made of strings.
+            ValueError: if there is no prompt, the numbers of prompts and contexts differ, or a prompt's context
+                markers do not match its contexts.
+        """
+        texts, rows = _as_texts(text), _as_rows(contexts, text)
+        if rows is not None and len(rows) not in (1, len(texts)):
+            raise ValueError(
+                f"`contexts` has {len(rows)} rows for {len(texts)} prompts. Give one context (or list of contexts) a "
+                "prompt, or a single string for all."
+            )
+        counts = [len(row) for row in rows] if rows is not None else [0]
+        counts = counts * len(texts) if len(counts) == 1 else counts
+        texts = [self._expand_markers(row, markup, count) for row, (markup, count) in enumerate(zip(texts, counts))]
+        data = dict(self._tokenize_prompts(texts, padding=padding, return_tensors=return_tensors, **kwargs))
+        if rows is not None and any(rows):
+            ids, mask = self._tokenize_contexts(rows)
+            data["context_input_ids"] = ids if return_tensors == "pt" else ids.tolist()
+            data["context_attention_mask"] = mask if return_tensors == "pt" else mask.tolist()
+        return BatchFeature(data)
+
+    def _tokenize_prompts(self, texts, **kwargs):
+        return self.tokenizer(texts, add_special_tokens=False, return_token_type_ids=False, **kwargs)
+
+    def _expand_markers(self, row, markup, num_contexts):
+        """Turn every context marker into the full block; raise if they do not match the contexts."""
+        start, end, pad = (re.escape(s) for s in (CONTEXT_START_TOKEN, CONTEXT_END_TOKEN, CONTEXT_TOKEN))
+        marker = re.compile(f"{start}(?:{pad})*{end}|(?:{pad})+")
+        found = marker.findall(markup)
+        for block in found:
+            length = block.count(CONTEXT_TOKEN)
+            if length not in (1, self.num_latents):
+                raise ValueError(
+                    f"`text` row {row} has a context block of {length} placeholders, expected {self.num_latents} (the "
+                    f"model's number of latents) or a single {CONTEXT_TOKEN!r}."
+                )
+        if len(found) != num_contexts:
+            raise ValueError(
+                f"`text` row {row} has {len(found)} context markers for {num_contexts} contexts. Write one "
+                f"{CONTEXT_TOKEN!r} a context, or let `apply_chat_template` place them."
+            )
+        rest = marker.sub("", markup)
+        for stray in (CONTEXT_START_TOKEN, CONTEXT_END_TOKEN):
+            if stray in rest:
+                raise ValueError(
+                    f"`text` row {row} has a stray {stray!r} outside a context block. If it is user text, pass it "
+                    "through `escape`."
+                )
+        return marker.sub(lambda _: self.context_block, markup)
+
+    def tokenize_context(self, text: str) -> list[int]:
+        """Ids of a context in the encoder's vocabulary: plain text, nothing in it is special."""
+        return self._tokenize_plain([text])[0]
+
+    def _tokenize_plain(self, texts):
+        if self._encoder_tokenizer is None:
+            texts = [self.escape(text) for text in texts]
+        if not texts:
+            return []
+        return self.encoder_tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _tokenize_contexts(self, rows):
+        num_contexts = max(len(row) for row in rows)
+        ids = self._tokenize_plain([context for row in rows for context in row])
+        length = max(len(sequence) for sequence in ids)
+        input_ids = torch.zeros((len(rows), num_contexts, length), dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        slots = ((row, slot) for row, contexts in enumerate(rows) for slot in range(len(contexts)))
+        for (row, slot), sequence in zip(slots, ids):
+            input_ids[row, slot, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, slot, : len(sequence)] = 1
+        return input_ids, mask
+
+    def apply_chat_template(
+        self,
+        conversation,
+        documents=None,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        padding=True,
+        return_tensors="pt",
+        chat_template=None,
+        **kwargs,
+    ) -> Union[BatchFeature, str, list]:
+        """
+        Render chats with contexts and tokenize them.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`): one chat or several. A message's `content` is a string or
+                a list of parts: `{"type": "text", "text": str}`, `{"type": "context", "text": str}`, or
+                `{"type": "context", "latents": tensor}` with latents `(num_blocks, num_latents, text_hidden_size)`
+                that are computed already, one block a segment.
+            documents (`list[dict]`, *optional*): each with `text` and perhaps `title`; compressed one by one, in front
+                of the first user message of every chat.
+            add_generation_prompt (`bool`, defaults to `True`): open the assistant's turn at the end.
+            tokenize (`bool`, defaults to `True`): `False` returns the markup.
+            return_dict (`bool`, defaults to `True`): `False` returns `input_ids` only.
+            padding, return_tensors: as in `__call__`.
+            chat_template (`str`, *optional*): instead of the processor's own.
+            kwargs: variables of the template.
+
+        Returns:
+            As `__call__`; with latents, `context_latents`
+            `(batch_size, num_contexts, num_latents, text_hidden_size)` instead of contexts, short rows padded with
+            zeros.
+
+        Raises:
+            ValueError: if a context part has neither or both of `text` and `latents`, latents have the wrong shape,
+                or one call mixes texts and latents.
+        """
+        single = bool(conversation) and isinstance(conversation[0], dict)
+        chats = [conversation] if single else list(conversation)
+        kwargs.setdefault("context_block", self.context_block)
+        texts, rows = [], []
+        for chat in chats:
+            chat, contexts = self._take_contexts(chat, documents)
+            rows.append(contexts)
+            texts.append(
+                self.tokenizer.apply_chat_template(
+                    chat,
+                    documents=documents,
+                    chat_template=chat_template or self.chat_template,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **kwargs,
+                )
+            )
+        if not tokenize:
+            return texts[0] if single else texts
+        flat = [context for row in rows for context in row]
+        if all(isinstance(context, str) for context in flat):
+            inputs = self(texts, contexts=rows, padding=padding, return_tensors=return_tensors)
+        elif not any(isinstance(context, str) for context in flat):
+            inputs = BatchFeature(self._tokenize_prompts(texts, padding=padding, return_tensors=return_tensors))
+            inputs["context_latents"] = _pad_latents(rows)
+        else:
+            raise ValueError(
+                "the context parts of one call must be all `text` or all `latents`, got both. Compress the texts first."
+            )
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _take_contexts(self, chat, documents):
+        """The chat with each context part reduced to its number of blocks, and the contexts in prompt order."""
+        contexts, messages, pending = [], [], [document["text"] for document in documents or []]
+        for message in chat:
+            if message.get("role") == "user":
+                contexts += pending
+                pending = []
+            content = message.get("content")
+            if isinstance(content, str):
+                messages.append(message)
+                continue
+            parts = []
+            for part in content:
+                if part.get("type") == "context":
+                    part, found = self._take_context(part)
+                    contexts += found
+                parts.append(part)
+            messages.append({**message, "content": parts})
+        return messages, contexts
+
+    def _take_context(self, part):
+        text, latents = part.get("text"), part.get("latents")
+        if (text is None) == (latents is None):
+            raise ValueError(
+                "a context part must have either `text` or `latents`, got "
+                + ("neither." if text is None else "both. Latents stand for a text that is compressed already.")
+            )
+        if text is not None:
+            return {"type": "context", "text": text}, [text]
+        if latents.dim() != 3 or latents.shape[1] != self.num_latents:
+            raise ValueError(
+                f"`latents` of a context part must have shape (num_blocks, {self.num_latents}, text_hidden_size), got "
+                f"{tuple(latents.shape)}."
+            )
+        return {"type": "context", "text": "", "num_blocks": len(latents)}, list(latents)
+
+    def batch_decode(self, sequences, skip_special_tokens=True, **kwargs) -> list[str]:
+        """
+        Text of generated ids, up to where the original stops: `<|im_end|>` or the end-of-text token.
+
+        Args:
+            sequences (`torch.LongTensor` of shape `(batch_size, sequence_length)` or `list[list[int]]`): new tokens,
+                or prompts followed by new tokens; in the latter only a stop behind the last `<|im_start|>` counts.
+            skip_special_tokens (`bool`, defaults to `True`): drop special tokens from the text.
+
+        Returns:
+            `list[str]`: not stripped; the original's chat() strips whitespace on both sides.
+        """
+        sequences = sequences.tolist() if hasattr(sequences, "tolist") else sequences
+        return [self.decode(sequence, skip_special_tokens=skip_special_tokens, **kwargs) for sequence in sequences]
+
+    def decode(self, token_ids, skip_special_tokens=True, **kwargs) -> str:
+        """Text of one sequence, `(sequence_length,)`; see [`batch_decode`]."""
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
+        turn, stop = self.tokenizer.convert_tokens_to_ids([TURN_TOKEN, STOP_TOKEN])
+        first = max((i + 1 for i, token in enumerate(ids) if token == turn), default=0)
+        stops = (i for i in range(first, len(ids)) if ids[i] in (stop, self.tokenizer.eos_token_id))
+        return self.tokenizer.decode(ids[: next(stops, len(ids))], skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """As `ProcessorMixin.save_pretrained`, in a form that both ends of the supported transformers range load."""
+        files = super().save_pretrained(save_directory, push_to_hub=False, **kwargs)
+        _keep_loadable(os.path.join(save_directory, "tokenizer_config.json"))
+        if self._encoder_tokenizer is not None:
+            folder = os.path.join(save_directory, "encoder_tokenizer")
+            self._encoder_tokenizer.save_pretrained(folder)
+            _keep_loadable(os.path.join(folder, "tokenizer_config.json"))
+        return files
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if processor.separate_encoder_vocabulary:
+            processor._encoder_tokenizer = AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, **{**kwargs, "subfolder": "encoder_tokenizer"}
+            )
+        return processor
+
+
+def _as_texts(text):
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(item, str) for item in texts):
+        raise TypeError(f"`text` must be a string or a list of strings, got {type(text).__name__}.")
+    if not texts:
+        raise ValueError("`text` is an empty list: there must be at least one prompt.")
+    return list(texts)
+
+
+def _as_rows(contexts, text) -> Optional[list]:
+    if contexts is None:
+        return None
+    if isinstance(contexts, str):
+        return [[contexts]]
+    if isinstance(contexts, (list, tuple)):
+        if all(isinstance(item, str) for item in contexts):
+            return [list(contexts)] if isinstance(text, str) else [[item] for item in contexts]
+        if all(isinstance(row, (list, tuple)) and all(isinstance(item, str) for item in row) for row in contexts):
+            return [list(row) for row in contexts]
+    raise TypeError(
+        f"`contexts` must be a string, a list of strings or a list of lists of strings, got {type(contexts).__name__}"
+        " with other things in it."
+    )
+
+
+def _pad_latents(rows):
+    num_contexts = max(len(row) for row in rows)
+    example = next(latents for row in rows for latents in row)
+    padded = example.new_zeros((len(rows), num_contexts, *example.shape))
+    for row, latents in enumerate(rows):
+        for slot, block in enumerate(latents):
+            padded[row, slot] = block
+    return padded
+
+
+def _keep_loadable(path):
+    # transformers 5 writes the name "TokenizersBackend", which 4.57 does not know; both know the older name.
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(config, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+
+
+C3Processor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["C3Processor"]

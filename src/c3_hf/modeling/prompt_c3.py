@@ -1,0 +1,101 @@
+# Copyright 2026 The c3_hf authors. Licensed under the Apache License, Version 2.0.
+"""The prompt format of C3 models: marker tokens, chat template, and the escape that keeps user text plain.
+
+One of the remote-code files of every C3 repository on the Hub.
+"""
+
+import json
+
+from tokenizers import normalizers
+
+
+CONTEXT_START_TOKEN = "<img>"
+CONTEXT_END_TOKEN = "</img>"
+CONTEXT_TOKEN = "<imgpad>"
+INLINE_CONTEXT_START_TOKEN = "<|extra_203|>"
+INLINE_CONTEXT_END_TOKEN = "<|extra_204|>"
+TURN_TOKEN = "<|im_start|>"
+STOP_TOKEN = "<|im_end|>"
+
+# A noncharacter of Unicode. Behind the first character of a special token's string it keeps the string from being
+# read as that token; the tokenizer's normalizer takes it out again. Special tokens are matched before normalisation.
+ESCAPE = "\ufdd0"
+
+# The original's prompt, to the letter (run_c3.py of the release): a system line, no newline between turns.
+DEFAULT_SYSTEM_PROMPT = "You should follow the instructions carefully and explain your answers in detail."
+RESTORE_PROMPT = "Repeat the text: "
+
+# With `context_block` (the processor gives it) a context becomes a block of placeholders; without it, as in the stock
+# text-generation pipeline, the text itself stands in line between two markers and generate() cuts it out.
+DEFAULT_CHAT_TEMPLATE = """
+{%- macro plain(text) -%}
+{%- set ns = namespace(text=text) -%}
+{%- for first in ['<'] -%}{%- set ns.text = ns.text | replace(first, first ~ '\\ufdd0') -%}{%- endfor -%}
+{{- ns.text -}}
+{%- endmacro -%}
+{%- macro context(part) -%}
+{%- if context_block is defined -%}{{- context_block * (part.num_blocks | default(1)) -}}
+{%- else -%}{{- '<|extra_203|>' -}}{{- plain(part.text) -}}{{- '<|extra_204|>' -}}{%- endif -%}
+{{- '\\n' -}}
+{%- endmacro -%}
+{%- set state = namespace(documents=documents or []) -%}
+{%- if messages[0].role != 'system' -%}
+{{- '<|im_start|>system\\nYou should follow the instructions carefully and explain your answers in detail.<|im_end|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' ~ plain(message.role) ~ '\\n' -}}
+{%- if message.role == 'user' -%}
+{%- for document in state.documents -%}
+{%- if document.title -%}{{- plain(document.title) ~ '\\n' -}}{%- endif -%}
+{{- context(document) -}}
+{%- endfor -%}
+{%- set state.documents = [] -%}
+{%- endif -%}
+{%- if message.content is string -%}{{- plain(message.content) -}}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'context' -%}{{- context(part) -}}
+{%- else -%}{{- plain(part.text) -}}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+
+def escape_characters(tokenizer) -> list[str]:
+    """First characters of the strings of all added tokens of a tokenizer, sorted: where an escape can be needed."""
+    return sorted({token.content[0] for token in tokenizer.added_tokens_decoder.values()})
+
+
+def reads_escapes(tokenizer) -> bool:
+    """Whether the tokenizer takes the escape out again, behind every character where it can be needed."""
+    return all(
+        tokenizer(first + ESCAPE, add_special_tokens=False)["input_ids"]
+        == tokenizer(first, add_special_tokens=False)["input_ids"]
+        for first in escape_characters(tokenizer)
+    )
+
+
+def install_escapes(tokenizer) -> None:
+    """
+    Teach a fast tokenizer to take the escape out, and give it a chat template that puts it in.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): changed in place. Its special tokens are complete; the tokens of the
+            chat template are among them.
+
+    Raises:
+        TypeError: if the tokenizer is not backed by the `tokenizers` library.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(
+            f"`tokenizer` must be a fast tokenizer, got {type(tokenizer).__name__}. Convert it to a tokenizer.json."
+        )
+    characters = escape_characters(tokenizer)
+    if not reads_escapes(tokenizer):
+        backend = tokenizer.backend_tokenizer
+        steps = [normalizers.Replace(first + ESCAPE, first) for first in characters]
+        backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
+    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE.replace("['<']", json.dumps(characters))
