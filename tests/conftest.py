@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+
 
 REPOSITORY = Path(__file__).parents[1]
 OPT_IN = {
@@ -17,6 +20,15 @@ OPT_IN = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker, reason in OPT_IN.items():
         parser.addoption(f"--run-{marker}", action="store_true", help=f"run the tests marked {marker} ({reason})")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before any test module imports torch or huggingface_hub, which read these once. The models are so small that a
+    # second thread costs more than it brings.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if not config.getoption("--run-hub"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

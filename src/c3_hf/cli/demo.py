@@ -1,0 +1,118 @@
+"""`c3-hf demo`: compress a text into latents, restore it, and show what came back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+
+SAMPLE = """\
+The night train left the harbour a little after nine. Rain ran down the windows in thin crooked lines, and the lamps \
+of the last warehouses slid past one by one until there was nothing outside but the dark. An old man in the corner \
+seat opened his bag, took out a loaf of bread and a small knife, and began to cut the bread into even slices, as if \
+he were setting a table for people who had not yet come.
+
+"You are going far?" asked the girl across from him.
+
+"Only to the end of the line," he said, and held out a slice to her on the flat of the knife."""
+
+RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add `demo` and its arguments to the subcommands of `c3-hf`."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="compress and restore a text, and show what came back",
+        description="Compress a text into latents, restore it from them alone, and show both with the differences.",
+    )
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="a UTF-8 text file, or - for stdin (default: a sample)"
+    )
+    parser.add_argument("--model", help="a C3 model folder or Hub id (default: the bundled c3-tiny, offline)")
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        default=3.0,
+        help="tokens per latent at most; the text is cut into segments (default: 3)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Restore the text and print original, restored text and the numbers; 0 whatever came back."""
+    text = _read(arguments.file)
+    if not text.strip():
+        raise ValueError(f"`FILE` {arguments.file!r} holds no text; give a file with some, or none for the sample")
+    if not arguments.ratio > 0:
+        raise ValueError(f"`--ratio` is {arguments.ratio}; it must be positive, 3 for three tokens per latent")
+
+    from transformers import AutoModelForCausalLM, AutoProcessor
+    from transformers.utils import logging
+
+    from c3_hf import tiny_model_path
+    from c3_hf.evaluation.metrics.char_precision import char_precision
+    from c3_hf.latents.restoring import restore_texts
+    from c3_hf.latents.segments import segment_text
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    path = arguments.model or tiny_model_path()
+    processor = AutoProcessor.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+
+    started = time.perf_counter()
+    num_latents = model.config.num_latents
+    segments = segment_text(text, processor, max_tokens=max(1, int(num_latents * arguments.ratio)))
+    restored = "".join(restore_texts(model, processor, [segment.text for segment in segments], progress=True))
+    seconds = time.perf_counter() - started
+
+    num_tokens = sum(segment.num_tokens for segment in segments)
+    slots = len(segments) * num_latents
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(f"Original: {len(text)} characters, {num_tokens} tokens\n\n{text}\n")
+    print(f"Restored from {len(segments)} × {num_latents} latents\n\n{mark_differences(text, restored, colour)}\n")
+    print(
+        f"ratio {num_tokens / slots:.1f}×   character precision {char_precision(restored, text):.1%}"
+        f"   {seconds:.1f} s ({num_tokens / seconds:.0f} tokens/s)"
+    )
+    return 0
+
+
+def mark_differences(original: str, restored: str, colour: bool) -> str:
+    """The restored text with its differences marked.
+
+    Args:
+        original: The text that was compressed.
+        restored: What came back.
+        colour: With it, wrong characters are red and missing ones yellow (ANSI escapes); without it, they stand in
+            `{+wrong+}` and `[-missing-]`.
+
+    Returns:
+        `restored` with marks; `restored` itself where the two are equal.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    wrong = (RED, RESET) if colour else ("{+", "+}")
+    missing = (YELLOW, RESET) if colour else ("[-", "-]")
+    pieces = []
+    for edit in Levenshtein.opcodes(original, restored):
+        lost, got = original[edit.src_start : edit.src_end], restored[edit.dest_start : edit.dest_end]
+        if edit.tag == "equal":
+            pieces.append(got)
+            continue
+        pieces += [f"{missing[0]}{lost}{missing[1]}"] * bool(lost) + [f"{wrong[0]}{got}{wrong[1]}"] * bool(got)
+    return "".join(pieces)
+
+
+def _read(file: str | None) -> str:
+    if file is None:
+        return SAMPLE
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`FILE` {file!r} is not UTF-8 text ({error}); convert it first") from error

@@ -1,0 +1,152 @@
+"""Imports go one way, and the Hub files stand alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SOURCE = Path(__file__).parents[2] / "src" / "c3_hf"
+
+# A package of the library -> the packages of the library it may import.
+MAY_IMPORT = {
+    "modeling": set(),
+    "conversion": {"modeling"},
+    "data": {"modeling"},
+    "latents": {"modeling"},
+    "training": {"modeling", "data", "latents"},
+    "evaluation": {"modeling", "data", "latents"},
+    "cli": {"modeling", "conversion", "data", "latents", "training", "evaluation"},
+}
+# Names of the package's root that need no layer: the version for records, the folder of the bundled model.
+ROOT_NAMES = {"__version__", "tiny_model_path"}
+HUB_FILES = sorted((SOURCE / "modeling").glob("*_c3.py"))
+HUB_IMPORTS = {"torch", "transformers"}
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Absolute dotted names of everything a file imports, at any depth; relative imports are resolved."""
+    package = ("c3_hf", *path.relative_to(SOURCE).parent.parts)
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*parts, node.module] if node.module else parts)
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def top_level_statements(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_a_layer_imports_only_what_lies_below_it(layer):
+    files = sorted((SOURCE / layer).rglob("*.py"))
+    assert files
+    allowed = MAY_IMPORT[layer] | {layer} | ROOT_NAMES
+    wrong = [
+        f"{path.relative_to(SOURCE)}: {name}"
+        for path in files
+        for name in imported_modules(path)
+        if name.startswith("c3_hf.") and name.split(".")[1] not in allowed
+    ]
+    assert wrong == []
+
+
+def test_every_package_has_a_place_in_the_layers():
+    packages = {path.name for path in SOURCE.iterdir() if any(path.glob("*.py"))}
+    assert packages == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
+def test_hub_files_import_the_standard_library_torch_transformers_and_siblings(path):
+    siblings = {hub_file.stem for hub_file in HUB_FILES}
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            roots = {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            # `from .sibling import name`, one level deep: the only relative form that remote code loads everywhere.
+            roots = set() if node.level == 1 and node.module in siblings else {ast.unparse(node)}
+        elif isinstance(node, ast.ImportFrom):
+            roots = {node.module.split(".")[0]}
+        else:
+            continue
+        wrong += sorted(roots - HUB_IMPORTS - sys.stdlib_module_names)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
+def test_hub_files_have_no_text_that_reads_like_an_import(path):
+    """Remote code finds relative imports by a regular expression, in docstrings too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    lines = [line.strip() for string in strings for line in string.splitlines()]
+    assert [line for line in lines if line.startswith(("import .", "from ."))] == []
+
+
+def test_nothing_imports_the_links_at_the_root_as_modules(repository):
+    for link in ("modeling", "conversion"):
+        assert (repository / link).is_symlink()
+        assert (repository / link).resolve() == (SOURCE / link).resolve()
+    files = [
+        *SOURCE.rglob("*.py"),
+        *(path for folder in ("tests", "examples", "benchmarks") for path in (repository / folder).rglob("*.py")),
+    ]
+    wrong = []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            else:
+                continue
+            wrong += [f"{path}: {name}" for name in names if name.split(".")[0] in {"modeling", "conversion"}]
+    assert wrong == []
+
+
+def test_commands_load_with_the_standard_library_alone():
+    """`c3-hf --help` answers before torch is loaded: command modules import what is heavy inside `run`."""
+    wrong = []
+    for path in sorted((SOURCE / "cli").glob("*.py")):
+        for statement in top_level_statements(path):
+            if isinstance(statement, ast.Import):
+                names = [alias.name for alias in statement.names]
+            elif isinstance(statement, ast.ImportFrom):
+                names = [statement.module]
+            else:
+                continue
+            wrong += [
+                f"{path.name}: {name}"
+                for name in names
+                if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith("c3_hf.cli")
+            ]
+    assert wrong == []
+
+
+def test_importing_the_package_costs_less_than_a_fifth_of_importing_the_auto_classes():
+    """Both are timed in one fresh process, so that the machine's load falls on both."""
+    code = """
+import time
+start = time.process_time()
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
+middle = time.process_time()
+import c3_hf
+print((time.process_time() - middle) / (middle - start))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""},
+    )
+    assert float(process.stdout) < 0.2
