@@ -1,0 +1,191 @@
+"""What a segment's latents do not bring back, as a few bytes: forced tokens and byte edits, or the bytes themselves.
+
+The record of one segment starts with a byte for its kind; all numbers are unsigned LEB128 varints:
+
+    0  corrections   count, then per correction: positions skipped since the last one, token id;
+                     count, then per edit: bytes copied since the last edit, bytes dropped, bytes inserted, those bytes
+    1  stored        the bytes
+    2  deflated      the bytes as a zlib stream
+
+Edits turn the UTF-8 bytes of the decoded tokens into the bytes of the source. They are needed where tokenising does
+not keep the text: Unicode normalisation, bytes that are not UTF-8.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CORRECTIONS, STORED, DEFLATED = 0, 1, 2
+
+# Bytes that must agree for two texts to count as being in step again, and how far apart that may happen.
+_RESYNC_LENGTH = 6
+_RESYNC_REACH = 48
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Copy `skip` bytes, drop the next `drop`, put `insert` there."""
+
+    skip: int
+    drop: int
+    insert: bytes
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What restoring one segment needs beside its latents.
+
+    Attributes:
+        corrections: Token ids to force while generating, by position (0 is the first generated token).
+        edits: Changes from the decoded tokens' bytes to the source's bytes.
+        stored: The source's bytes; where given, latents and the rest are not needed.
+    """
+
+    corrections: tuple[tuple[int, int], ...] = ()
+    edits: tuple[Edit, ...] = ()
+    stored: bytes | None = None
+
+    def encode(self) -> bytes:
+        """The record described at the top of this module."""
+        if self.stored is not None:
+            deflated = zlib.compress(self.stored, 9)
+            if len(deflated) < len(self.stored):
+                return bytes([DEFLATED]) + deflated
+            return bytes([STORED]) + self.stored
+        out = bytearray([CORRECTIONS])
+        _write_varint(out, len(self.corrections))
+        expected = 0
+        for position, token_id in self.corrections:
+            _write_varint(out, position - expected)
+            _write_varint(out, token_id)
+            expected = position + 1
+        _write_varint(out, len(self.edits))
+        for edit in self.edits:
+            _write_varint(out, edit.skip)
+            _write_varint(out, edit.drop)
+            _write_varint(out, len(edit.insert))
+            out += edit.insert
+        return bytes(out)
+
+    @classmethod
+    def decode(cls, record: bytes) -> Residual:
+        """Read a record back.
+
+        Raises:
+            ValueError: If `record` is not one, whole and with nothing behind it.
+        """
+        kind = record[0] if record else None
+        if kind == STORED:
+            return cls(stored=record[1:])
+        if kind == DEFLATED:
+            try:
+                return cls(stored=zlib.decompress(record[1:]))
+            except zlib.error as error:
+                raise ValueError(f"`record` holds a broken zlib stream: {error}.") from error
+        if kind != CORRECTIONS:
+            raise ValueError(f"`record` must start with a kind byte 0, 1 or 2, got {kind}.")
+        reader = _Reader(record, 1)
+        corrections, expected = [], 0
+        for _ in range(reader.varint()):
+            position = expected + reader.varint()
+            corrections.append((position, reader.varint()))
+            expected = position + 1
+        edits = []
+        for _ in range(reader.varint()):
+            skip, drop, size = reader.varint(), reader.varint(), reader.varint()
+            edits.append(Edit(skip, drop, reader.take(size)))
+        if reader.position != len(record):
+            raise ValueError(f"`record` has {len(record) - reader.position} bytes behind its end.")
+        return cls(tuple(corrections), tuple(edits))
+
+
+def find_edits(decoded: bytes, wanted: bytes) -> tuple[Edit, ...] | None:
+    """Local edits that turn `decoded` into `wanted`; `None` where the two lose step for more than 48 bytes."""
+    edits = []
+    i = j = copied = 0
+    while True:
+        same = _common_prefix(decoded, wanted, i, j)
+        i, j, copied = i + same, j + same, copied + same
+        if i == len(decoded) and j == len(wanted):
+            return tuple(edits)
+        step = _resync(decoded, wanted, i, j)
+        if step is None:
+            return None
+        drop, size = step
+        edits.append(Edit(copied, drop, wanted[j : j + size]))
+        i, j, copied = i + drop, j + size, 0
+
+
+def apply_edits(decoded: bytes, edits: Sequence[Edit]) -> bytes:
+    """The inverse of [`find_edits`].
+
+    Raises:
+        ValueError: If an edit lies behind the end of `decoded`.
+    """
+    out, position = bytearray(), 0
+    for edit in edits:
+        end = position + edit.skip
+        if end + edit.drop > len(decoded):
+            raise ValueError(
+                f"`edits` reach byte {end + edit.drop} of a text of {len(decoded)} bytes; they belong to another text."
+            )
+        out += decoded[position:end] + edit.insert
+        position = end + edit.drop
+    return bytes(out + decoded[position:])
+
+
+def _common_prefix(a: bytes, b: bytes, i: int, j: int) -> int:
+    length, size = 0, 4096
+    while size:
+        while a[i + length : i + length + size] == b[j + length : j + length + size]:
+            step = min(size, len(a) - i - length, len(b) - j - length)
+            if step <= 0:
+                return length
+            length += step
+        size //= 2
+    return length
+
+
+def _resync(a: bytes, b: bytes, i: int, j: int) -> tuple[int, int] | None:
+    """Fewest bytes (dropped from `a`, inserted from `b`) after which both agree for a while or end together."""
+    for total in range(1, 2 * _RESYNC_REACH + 1):
+        for drop in range(max(0, total - _RESYNC_REACH), min(total, _RESYNC_REACH) + 1):
+            x, y = i + drop, j + total - drop
+            if x > len(a) or y > len(b):
+                continue
+            left, right = a[x : x + _RESYNC_LENGTH], b[y : y + _RESYNC_LENGTH]
+            if left == right and (len(left) == _RESYNC_LENGTH or (x + len(left) == len(a) and y + len(right) == len(b))):
+                return drop, total - drop
+    return None
+
+
+def _write_varint(out: bytearray, value: int) -> None:
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+
+
+class _Reader:
+    def __init__(self, record: bytes, position: int):
+        self.record, self.position = record, position
+
+    def take(self, size: int) -> bytes:
+        piece = self.record[self.position : self.position + size]
+        if len(piece) < size:
+            raise ValueError(f"`record` ends at byte {len(self.record)}, in the middle of a field.")
+        self.position += size
+        return piece
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise ValueError("`record` has a number of more than 64 bits.")

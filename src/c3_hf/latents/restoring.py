@@ -1,0 +1,199 @@
+"""Generate the text of contexts back: free running, or with corrections forced so that it cannot lose its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+
+from .fingerprints import restoring_prompt_ids
+from .segmentation import encode_plain
+
+
+class ForcedTokens(LogitsProcessor):
+    """Let greedy decoding go where it wants except at given steps.
+
+    Args:
+        forced: `(batch_size, num_steps)` int64, the token id to take at each step; -1 where decoding is free.
+    """
+
+    def __init__(self, forced: torch.LongTensor):
+        self.forced = forced
+        self._prompt_length: int | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores `(batch_size, vocab_size)` with everything but the forced tokens at minus infinity."""
+        if self._prompt_length is None:
+            self._prompt_length = input_ids.shape[1]
+        step = input_ids.shape[1] - self._prompt_length
+        if step >= self.forced.shape[1]:
+            return scores
+        wanted = self.forced[:, step].to(scores.device)
+        choices = torch.arange(scores.shape[-1], device=scores.device)
+        other = (wanted >= 0).unsqueeze(1) & (choices != wanted.unsqueeze(1))
+        return scores.masked_fill(other, -torch.inf)
+
+
+class Restorer:
+    """A model and the prompt that asks it for one context back.
+
+    Attributes:
+        prompt_ids: `(prompt_length,)` int64, with the block of placeholders.
+        stop_ids: Ids that end a generated text.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+        self.model, self.processor = model, processor
+        self.prompt_ids = torch.tensor(restoring_prompt_ids(processor), device=model.device)
+        self.stop_ids = stop_token_ids(model)
+
+    def generate(
+        self,
+        context_latents: torch.Tensor,
+        max_new_tokens: int,
+        forced: Sequence[Sequence[tuple[int, int]]] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Greedy decoding from latents.
+
+        Args:
+            context_latents: `(batch_size, 1, num_latents, text_hidden_size)`.
+            max_new_tokens: Where to stop at the latest.
+            forced: For each row the token ids to force, as (step, id).
+            lengths: With `forced`, after how many tokens each row stops.
+
+        Returns:
+            The new ids of each row, without the stop token and what follows it.
+        """
+        batch_size = len(context_latents)
+        processors = LogitsProcessorList()
+        if forced is not None and lengths is not None:
+            steps = torch.full((batch_size, max(lengths) + 1), -1)
+            for row, (corrections, length) in enumerate(zip(forced, lengths)):
+                for step, token_id in corrections:
+                    steps[row, step] = token_id
+                steps[row, length] = self.stop_ids[0]
+            processors.append(ForcedTokens(steps.to(context_latents.device)))
+        input_ids = self.prompt_ids.expand(batch_size, -1)
+        # Spelled out, because what is left open comes from the checkpoint's own generation settings.
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            context_latents=context_latents,
+            logits_processor=processors,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.stop_ids[0],
+        )
+        new_ids = output[:, input_ids.shape[1] :].tolist()
+        if lengths is not None:
+            return [row[:length] for row, length in zip(new_ids, lengths)]
+        return [_until_stop(row, self.stop_ids) for row in new_ids]
+
+
+def stop_token_ids(model: PreTrainedModel) -> list[int]:
+    """Ids that end a generated text, from the model's generation settings.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    stop = model.generation_config.eos_token_id
+    if stop is None:
+        raise ValueError("`model` has no `generation_config.eos_token_id`: set it to the ids that end a reply.")
+    return [stop] if isinstance(stop, int) else list(stop)
+
+
+def context_batch(
+    sequences: Sequence[Sequence[int]], device: torch.device | str
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Ids and mask, each `(batch_size, 1, longest)`, padded right."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros((len(sequences), 1, longest), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, 0, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, 0, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions of `lengths` in batches of like lengths, longest first, so that memory peaks at the start.
+
+    Raises:
+        ValueError: If `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def generation_budget(num_tokens: int) -> int:
+    """New tokens allowed for restoring `num_tokens`: an eighth more than needed, and some."""
+    return num_tokens + num_tokens // 8 + 16
+
+
+@torch.no_grad()
+def restore_texts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int | None = None,
+    progress: bool = False,
+) -> list[str]:
+    """Compress each text into one block of latents and generate it back, greedily.
+
+    Texts of like length run together. Decoding stops at either stop token. An empty text comes back empty without the
+    model being asked.
+
+    Args:
+        model: A `C3ForConditionalGeneration`.
+        processor: Its processor.
+        texts: The texts; each is one context, however long.
+        batch_size: Texts in one batch.
+        max_new_tokens: Most tokens of a reply; by default the batch's longest text, an eighth more, and 16.
+        progress: Whether to show a progress bar on a terminal.
+
+    Returns:
+        What came back, in the order of `texts`, not stripped.
+
+    Raises:
+        ValueError: If `batch_size` is not positive or the model has no stop token.
+        TypeError: If `texts` is a single string.
+    """
+    if isinstance(texts, str):
+        raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
+    texts = list(texts)
+    sequences = [encode_plain(processor.encoder_tokenizer, text)[0] for text in texts]
+    wanted = [index for index, sequence in enumerate(sequences) if sequence]
+    restored = [""] * len(texts)
+    restorer = Restorer(model, processor)
+    groups = batches_by_length([len(sequences[index]) for index in wanted], batch_size)
+    for group in tqdm(groups, unit="batch", disable=None if progress else True):
+        rows = [wanted[position] for position in group]
+        ids, mask = context_batch([sequences[row] for row in rows], model.device)
+        latents = model.get_context_features(ids, mask)
+        budget = max_new_tokens or generation_budget(ids.shape[-1])
+        for row, new_ids in zip(rows, restorer.generate(latents, budget)):
+            restored[row] = decode_tokens(processor, new_ids)
+    return restored
+
+
+def decode_tokens(processor: ProcessorMixin, token_ids: Sequence[int]) -> str:
+    """Text of token ids as they are: nothing cleaned up, special tokens dropped."""
+    return processor.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _until_stop(token_ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    for position, token_id in enumerate(token_ids):
+        if token_id in stop_ids:
+            return token_ids[:position]
+    return token_ids

@@ -1,0 +1,228 @@
+"""Cut text of any length into segments, each short enough for one block of latents.
+
+Every character of the source belongs to exactly one segment and the segments are in order, so joining them gives the
+source back. A cut falls behind a paragraph, else behind a sentence, else in front of white space, else anywhere;
+where it falls does not depend on how the source was chunked.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from transformers import PreTrainedTokenizerBase
+
+# NFC can expand one character to three of four bytes (U+1D160), each byte a token of its own in the worst vocabulary.
+MIN_SEGMENT_LENGTH = 16
+
+_READ_SIZE = 1 << 16
+# From coarse to fine. A cut by the first two falls at the end of the match, by the last at its start: a byte-level
+# tokenizer joins a space to the word behind it, and so these cuts fall between tokens.
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]»]*(?=\s)|[。！？；]+[”’」』）]*|\n")
+_SPACE = re.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Undecodable bytes 0x80..0xFF, as Python's "surrogateescape" error handler writes them.
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+
+Source = str | bytes | os.PathLike | IO | Iterable
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A span of text that becomes one block of latents.
+
+    Attributes:
+        text: The characters. A byte that is not UTF-8 is one lone surrogate, U+DC80 + (byte - 0x80).
+        token_ids: Ids of `text` tokenised by itself; such a byte is read as U+FFFD.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the source that this segment stands for."""
+        return self.text.encode("utf-8", "surrogateescape")
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and character offsets of `text`, with special strings read as ordinary text."""
+    encoding = tokenizer(
+        _ESCAPED_BYTE.sub("\ufffd", text),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return encoding["input_ids"], encoding["offset_mapping"]
+
+
+def iter_text(source: Source) -> Iterator[str]:
+    """Yield the text of `source` in pieces.
+
+    Args:
+        source: The text itself (`str`, or `bytes` read as UTF-8), a `pathlib.Path`, an open file (text or binary) or
+            an iterable of `str` or `bytes` pieces, which may break anywhere, inside a character too.
+
+    Raises:
+        TypeError: If a piece is neither `str` nor `bytes`.
+        ValueError: If a `str` has a lone surrogate and hence no UTF-8 form.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for piece in _pieces(source):
+        if isinstance(piece, str):
+            lone = _SURROGATE.search(piece)
+            if lone is not None:
+                raise ValueError(
+                    f"`source` has the lone surrogate U+{ord(lone.group()):04X}, which is no character and has no "
+                    "UTF-8 form; expected valid text. Give undecoded data as bytes."
+                )
+            yield piece
+        elif isinstance(piece, (bytes, bytearray, memoryview)):
+            yield decoder.decode(bytes(piece))
+        else:
+            raise TypeError(f"`source` must give str or bytes, got a piece of type {type(piece).__name__}.")
+    yield decoder.decode(b"", final=True)
+
+
+def _pieces(source: Source) -> Iterator[str | bytes]:
+    if isinstance(source, (str, bytes, bytearray, memoryview)):
+        yield source
+    elif isinstance(source, os.PathLike):
+        with Path(source).open("rb") as file:
+            yield from iter(lambda: file.read(_READ_SIZE), b"")
+    elif isinstance(source, io.IOBase):
+        while piece := source.read(_READ_SIZE):
+            yield piece
+    elif isinstance(source, Iterable):
+        yield from source
+    else:
+        raise TypeError(
+            f"`source` must be str, bytes, a pathlib.Path, an open file or an iterable of pieces, "
+            f"got {type(source).__name__}."
+        )
+
+
+class TextReader:
+    """Look ahead in a stream of text pieces without holding more of it than is looked at."""
+
+    def __init__(self, source: Source):
+        self._pieces = iter_text(source)
+        self._buffer = ""
+        self._start = 0
+
+    def peek(self, size: int) -> str:
+        """The next `size` characters, fewer only at the end."""
+        self._fill(size)
+        return self._buffer[self._start : self._start + size]
+
+    def take(self, size: int) -> str:
+        """Like `peek`, and move on behind them."""
+        text = self.peek(size)
+        self._start += len(text)
+        return text
+
+    def _fill(self, size: int) -> None:
+        missing = size - (len(self._buffer) - self._start)
+        if missing <= 0:
+            return
+        parts = [self._buffer[self._start :]]
+        for piece in self._pieces:
+            parts.append(piece)
+            missing -= len(piece)
+            if missing <= 0:
+                break
+        self._buffer, self._start = "".join(parts), 0
+
+
+def iter_segments(
+    source: Source | TextReader, tokenizer: PreTrainedTokenizerBase, segment_length: int
+) -> Iterator[Segment]:
+    """Cut `source` into segments of at most `segment_length` tokens, filled at least to half where text follows.
+
+    Args:
+        source: See [`iter_text`], or a reader that is already under way.
+        tokenizer: A fast tokenizer (its character offsets are needed).
+        segment_length: Most tokens of a segment, at least 16.
+
+    Raises:
+        ValueError: If `segment_length` is too small or the tokenizer is not a fast one.
+    """
+    if segment_length < MIN_SEGMENT_LENGTH:
+        raise ValueError(
+            f"`segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens (one character can take 12), "
+            f"got {segment_length}."
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"`tokenizer` must be a fast tokenizer, which knows character offsets, got {type(tokenizer).__name__}."
+        )
+    reader = source if isinstance(source, TextReader) else TextReader(source)
+    while window := _token_window(reader, tokenizer, segment_length):
+        text, token_ids = _first_segment(*window, tokenizer, segment_length)
+        yield Segment(reader.take(len(text)), tuple(token_ids))
+
+
+def _token_window(
+    reader: TextReader, tokenizer: PreTrainedTokenizerBase, segment_length: int
+) -> tuple[str, list[int], list[tuple[int, int]]] | None:
+    """Text ahead with more than `segment_length` tokens, or all that is left, with its ids and offsets."""
+    size = 3 * segment_length
+    while True:
+        text = reader.peek(size)
+        if not text:
+            return None
+        token_ids, offsets = encode_plain(tokenizer, text)
+        if len(text) < size or len(token_ids) > segment_length + 8:
+            return text, token_ids, offsets
+        size *= 2
+
+
+def _first_segment(
+    text: str,
+    token_ids: list[int],
+    offsets: list[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    segment_length: int,
+) -> tuple[str, list[int]]:
+    """The longest well-cut start of `text` that has at most `segment_length` tokens when tokenised by itself."""
+    if len(token_ids) <= segment_length:
+        return text, token_ids
+    budget, limit = segment_length, len(text)
+    while True:
+        limit = max(1, min(offsets[budget][0], limit))
+        cut = find_cut(text, limit)
+        token_ids, _ = encode_plain(tokenizer, text[:cut])
+        excess = len(token_ids) - segment_length
+        if excess <= 0:
+            return text[:cut], token_ids
+        budget, limit = max(0, budget - excess), cut - 1
+
+
+def find_cut(text: str, limit: int) -> int:
+    """Where to end a segment that starts at 0 and may have `limit` characters: a position in 1..`limit`.
+
+    Natural boundaries count only in the second half, so that no segment wastes more than half of its latents.
+    """
+    half = limit // 2
+    for pattern in (_PARAGRAPH, _SENTENCE):
+        ends = [match.end() for match in pattern.finditer(text, half, limit)]
+        if ends:
+            return ends[-1]
+    starts = [match.start() for match in _SPACE.finditer(text, half, limit + 1) if match.start() > 0]
+    if starts and starts[-1] <= limit:
+        return starts[-1]
+    cut = limit
+    # A combining mark stays with its base where that costs little: normalisation looks at both.
+    while cut > max(half, 1) and cut < len(text) and unicodedata.combining(text[cut]):
+        cut -= 1
+    return cut
