@@ -1,0 +1,56 @@
+"""`c3-hf convert`: a checkpoint in the released layout becomes one ordinary Hub repository."""
+
+from __future__ import annotations
+
+import argparse
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("convert", help="convert the released checkpoint (or a descendant) for transformers")
+    parser.add_argument("source", help="folder or Hub id of a checkpoint in the released layout")
+    parser.add_argument("output", help="folder to make; it appears complete or not at all")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--token", help="access token for the Hub")
+    parser.add_argument("--cache-dir", help="where downloads are kept")
+    parser.add_argument("--local-files-only", action="store_true", help="take files from the cache, never ask the Hub")
+    parser.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: keep the stored types)")
+    parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: %(default)s)")
+    parser.add_argument("--base-model", action="append", default=[], help="Hub id for the model card; may be repeated")
+    parser.add_argument("--verify", action="store_true", help="reload the output and compare it with the source")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and say what was done."""
+    import torch
+
+    from c3_hf.conversion.convert_c3_to_hf import convert
+
+    record = convert(
+        args.source,
+        args.output,
+        revision=args.revision,
+        token=args.token,
+        cache_dir=args.cache_dir,
+        local_files_only=args.local_files_only,
+        dtype=getattr(torch, args.dtype) if args.dtype else None,
+        max_shard_size=args.max_shard_size,
+        base_models=args.base_model,
+        verify=args.verify,
+    )
+    print(f"{args.output}: {len(record['tensors'])} tensors, {len(record['dropped'])} left out")
+    for drop in record["dropped"]:
+        print(f"  left out {drop['tensor']}: {drop['reason']}")
+    if not record["has_processor"]:
+        print("  the source has no tokenizer, so the model has no processor")
+    if record["verification"]:
+        forward = record["verification"]["forward"]
+        print(f"  verified: {record['verification']['tensors_equal']} tensors equal the source's, byte for byte")
+        print(
+            f"  verified: logits differ by at most {forward['max_difference']:.3g} (largest {forward['max_logit']:.3g}, "
+            f"{forward['dtype']}) from an independent computation on {len(forward['samples'])} samples"
+        )
+    return 0
