@@ -1,18 +1,15 @@
 """C3, Context Cascade Compression: long text in a few latents, as an ordinary transformers model."""
 
-from importlib import import_module
 from pathlib import Path
 
-__version__ = "0.1.0"
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
-# Public name -> the module that defines it. A name is imported when it is first asked for, so that
-# `import c3_hf` costs what transformers' auto classes cost and no more.
-_PUBLIC = {
-    "C3Config": "c3_hf.modeling.configuration_c3",
-    "C3ForConditionalGeneration": "c3_hf.modeling.modeling_c3",
-    "C3Model": "c3_hf.modeling.modeling_c3",
-    "C3Processor": "c3_hf.modeling.processing_c3",
-}
+from c3_hf.modeling.configuration_c3 import C3Config
+from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
+from c3_hf.modeling.processing_c3 import C3Processor
+
+
+__version__ = "0.1.0"
 
 __all__ = ["C3Config", "C3ForConditionalGeneration", "C3Model", "C3Processor", "tiny_model_path"]
 
@@ -22,11 +19,9 @@ def tiny_model_path() -> str:
     return str(Path(__file__).parent / "checkpoints" / "c3-tiny")
 
 
-def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+# With the package imported, the auto classes know C3 without `trust_remote_code`. AutoModel gives the model with its
+# head, as the Hub repositories do: generate() must be reachable from it.
+AutoConfig.register("c3", C3Config)
+AutoModel.register(C3Config, C3ForConditionalGeneration)
+AutoModelForCausalLM.register(C3Config, C3ForConditionalGeneration)
+AutoProcessor.register(C3Config, C3Processor)

@@ -75,6 +75,10 @@ class C3Config(PretrainedConfig):
         tie_word_embeddings (`bool`, *optional*):
             Whether the head shares the decoder's embedding table. Defaults to what `text_config` says; a value given
             here is written to `text_config` too, because transformers 4.57 reads it there and 5.x reads it here.
+        base_models (`list[str]`, *optional*):
+            Hub ids of the models the two halves were made from, for the model card.
+        license (`str`, defaults to `"apache-2.0"`):
+            Hub licence id of the weights, for the model card.
 
     Raises:
         ValueError: if a sub-configuration has no known `model_type`, `num_latents` is not positive, a token id lies
@@ -109,6 +113,8 @@ class C3Config(PretrainedConfig):
         projector_bias: bool = True,
         initializer_range: float = 0.02,
         tie_word_embeddings: Optional[bool] = None,
+        base_models: Optional[list[str]] = None,
+        license: str = "apache-2.0",
         **kwargs,
     ):
         self.text_config = _build_sub_config("text_config", text_config, RELEASED_TEXT_CONFIG)
@@ -124,6 +130,8 @@ class C3Config(PretrainedConfig):
         )
         self.projector_bias = projector_bias
         self.initializer_range = initializer_range
+        self.base_models = base_models
+        self.license = license
         if tie_word_embeddings is None:
             tie_word_embeddings = self.text_config.tie_word_embeddings
         self.text_config.tie_word_embeddings = tie_word_embeddings

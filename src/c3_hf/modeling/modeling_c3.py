@@ -6,6 +6,7 @@ linear projector and take the place of N placeholder embeddings in the prompt of
 of the package and one of the remote-code files of every C3 repository on the Hub.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -17,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
+from .card_c3 import write_model_card
 from .configuration_c3 import C3Config
 from .contexts_c3 import (
     check_blocks,
@@ -72,14 +74,21 @@ class C3PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`; adds a model card where there is none."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        name = os.path.basename(os.path.normpath(save_directory))
+        if kwargs.get("is_main_process", True) and os.path.isdir(save_directory):
+            write_model_card(self.config, save_directory, name)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        # push_to_hub of transformers lays its template card over the folder just before this upload.
+        write_model_card(self.config, working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
 
 class C3Model(C3PreTrainedModel):
-    """
-    Context encoder, latent queries, projector and decoder body, without a language modelling head.
-
-    Args:
-        config ([`C3Config`]): the two halves' configurations and the number of latents.
-    """
+    """Context encoder, latent queries, projector and decoder body, without a language modelling head."""
 
     def __init__(self, config: C3Config):
         super().__init__(config)
@@ -210,12 +219,7 @@ class C3Model(C3PreTrainedModel):
     def get_placeholder_mask(
         self, input_ids: Optional[torch.LongTensor], inputs_embeds: torch.FloatTensor
     ) -> torch.BoolTensor:
-        """
-        Where the placeholders are, from the ids or, without them, from the embeddings.
-
-        Returns:
-            `torch.BoolTensor` of shape `(batch_size, sequence_length)`.
-        """
+        """Placeholders `(batch_size, sequence_length)`, found by the ids or, without them, by the embeddings."""
         if input_ids is not None:
             return input_ids == self.config.context_token_id
         token = torch.tensor(self.config.context_token_id, device=inputs_embeds.device)
@@ -279,9 +283,6 @@ class C3Model(C3PreTrainedModel):
 class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
     """
     C3 with a language modelling head. Without a context it is the plain decoder, bit for bit.
-
-    Args:
-        config ([`C3Config`]): the two halves' configurations and the number of latents.
 
     Example:
 

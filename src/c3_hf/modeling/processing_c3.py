@@ -227,8 +227,8 @@ class C3Processor(ProcessorMixin):
         Render chats with contexts and tokenize them.
 
         Args:
-            conversation (`list[dict]` or `list[list[dict]]`): one chat or several. A message's `content` is a string or
-                a list of parts: `{"type": "text", "text": str}`, `{"type": "context", "text": str}`, or
+            conversation (`list[dict]` or `list[list[dict]]`): one chat or several. A message's `content` is a string
+                or a list of parts: `{"type": "text", "text": str}`, `{"type": "context", "text": str}`, or
                 `{"type": "context", "latents": tensor}` with latents `(num_blocks, num_latents, text_hidden_size)`
                 that are computed already, one block a segment.
             documents (`list[dict]`, *optional*): each with `text` and perhaps `title`; compressed one by one, in front
@@ -276,7 +276,7 @@ class C3Processor(ProcessorMixin):
             inputs["context_latents"] = _pad_latents(rows)
         else:
             raise ValueError(
-                "the context parts of one call must be all `text` or all `latents`, got both. Compress the texts first."
+                "the context parts of one call must be all `text` or all `latents`, got both. Compress the texts."
             )
         return inputs if return_dict else inputs["input_ids"]
 

@@ -27,23 +27,24 @@ RESTORE_PROMPT = "Repeat the text: "
 
 # With `context_block` (the processor gives it) a context becomes a block of placeholders; without it, as in the stock
 # text-generation pipeline, the text itself stands in line between two markers and generate() cuts it out.
-DEFAULT_CHAT_TEMPLATE = """
+_CHAT_TEMPLATE = """
+
 {%- macro plain(text) -%}
 {%- set ns = namespace(text=text) -%}
-{%- for first in ['<'] -%}{%- set ns.text = ns.text | replace(first, first ~ '\\ufdd0') -%}{%- endfor -%}
+{%- for first in ESCAPED -%}{%- set ns.text = ns.text | replace(first, first ~ 'ESCAPE') -%}{%- endfor -%}
 {{- ns.text -}}
 {%- endmacro -%}
 {%- macro context(part) -%}
 {%- if context_block is defined -%}{{- context_block * (part.num_blocks | default(1)) -}}
-{%- else -%}{{- '<|extra_203|>' -}}{{- plain(part.text) -}}{{- '<|extra_204|>' -}}{%- endif -%}
+{%- else -%}{{- 'INLINE_START' -}}{{- plain(part.text) -}}{{- 'INLINE_END' -}}{%- endif -%}
 {{- '\\n' -}}
 {%- endmacro -%}
 {%- set state = namespace(documents=documents or []) -%}
 {%- if messages[0].role != 'system' -%}
-{{- '<|im_start|>system\\nYou should follow the instructions carefully and explain your answers in detail.<|im_end|>' -}}
+{{- 'TURNsystem\\nSYSTEM_PROMPTSTOP' -}}
 {%- endif -%}
 {%- for message in messages -%}
-{{- '<|im_start|>' ~ plain(message.role) ~ '\\n' -}}
+{{- 'TURN' ~ plain(message.role) ~ '\\n' -}}
 {%- if message.role == 'user' -%}
 {%- for document in state.documents -%}
 {%- if document.title -%}{{- plain(document.title) ~ '\\n' -}}{%- endif -%}
@@ -58,10 +59,32 @@ DEFAULT_CHAT_TEMPLATE = """
 {%- else -%}{{- plain(part.text) -}}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{{- '<|im_end|>' -}}
+{{- 'STOP' -}}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- 'TURNassistant\\n' -}}{%- endif -%}
 """
+
+
+def build_chat_template(escaped: list[str]) -> str:
+    """
+    The chat template: the original's prompt, with the escape put behind every character of `escaped` in user text.
+
+    Args:
+        escaped (`list[str]`): what [`escape_characters`] returned for the tokenizer.
+    """
+    values = {
+        "TURN": TURN_TOKEN,
+        "STOP": STOP_TOKEN,
+        "SYSTEM_PROMPT": DEFAULT_SYSTEM_PROMPT,
+        "INLINE_START": INLINE_CONTEXT_START_TOKEN,
+        "INLINE_END": INLINE_CONTEXT_END_TOKEN,
+        "ESCAPED": json.dumps(escaped),
+        "ESCAPE": json.dumps(ESCAPE)[1:-1],
+    }
+    template = _CHAT_TEMPLATE
+    for name, value in values.items():
+        template = template.replace(name, value)
+    return template
 
 
 def escape_characters(tokenizer) -> list[str]:
@@ -98,4 +121,7 @@ def install_escapes(tokenizer) -> None:
         backend = tokenizer.backend_tokenizer
         steps = [normalizers.Replace(first + ESCAPE, first) for first in characters]
         backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
-    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE.replace("['<']", json.dumps(characters))
+    tokenizer.chat_template = build_chat_template(characters)
+
+
+DEFAULT_CHAT_TEMPLATE = build_chat_template(["<"])
