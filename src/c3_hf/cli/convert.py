@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("convert", help="convert the released checkpoint (or a descendant) for transformers")
+    parser = subparsers.add_parser("convert", help="make a transformers model of the released checkpoint")
     parser.add_argument("source", help="folder or Hub id of a checkpoint in the released layout")
     parser.add_argument("output", help="folder to make; it appears complete or not at all")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         forward = record["verification"]["forward"]
         print(f"  verified: {record['verification']['tensors_equal']} tensors equal the source's, byte for byte")
         print(
-            f"  verified: logits differ by at most {forward['max_difference']:.3g} (largest {forward['max_logit']:.3g}, "
-            f"{forward['dtype']}) from an independent computation on {len(forward['samples'])} samples"
+            f"  verified: logits differ by at most {forward['max_difference']:.3g} from an independent computation "
+            f"({len(forward['samples'])} samples, {forward['dtype']}, largest logit {forward['max_logit']:.3g})"
         )
     return 0

@@ -8,8 +8,10 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 
 from c3_hf.conversion.plan import raise_problems
+from c3_hf.conversion.released_tokenizer import Vocabulary
 from c3_hf.conversion.source import ReleasedCheckpoint
 from c3_hf.modeling.configuration_c3 import C3Config
+
 
 # Keys of the original's main configuration that say nothing about its decoder.
 _NOT_OF_THE_DECODER = (
@@ -55,8 +57,7 @@ MAX_NEW_TOKENS = 4096
 
 def read_released_config(
     checkpoint: ReleasedCheckpoint,
-    stop_ids: list[int],
-    inline_ids: tuple[int, int] | None = None,
+    vocabulary: Vocabulary,
     dtype: torch.dtype | None = None,
     tie_word_embeddings: bool | None = None,
 ) -> C3Config:
@@ -64,8 +65,7 @@ def read_released_config(
 
     Args:
         checkpoint: the checkpoint in the released layout.
-        stop_ids: ids at which generation stops, `<|endoftext|>` last.
-        inline_ids: ids of the two tokens around contexts written in line, or None where the vocabulary has none.
+        vocabulary: its tokenizer's stop ids and in-line markers.
         dtype: the type the weights are cast to; None for the type the main configuration names.
         tie_word_embeddings: whether the head is the embedding table; None for what the main configuration says.
 
@@ -80,7 +80,7 @@ def read_released_config(
     main, encoder = checkpoint.main_config, checkpoint.encoder_config
     raise_problems(f"the configurations in {checkpoint.folder} are inconsistent", _find_contradictions(checkpoint))
     text_config = {key: value for key, value in main.items() if key not in _NOT_OF_THE_DECODER}
-    text_config |= {"model_type": "qwen2", "eos_token_id": stop_ids, **_NO_SLIDING_WINDOW}
+    text_config |= {"model_type": "qwen2", "eos_token_id": vocabulary.stop_ids, **_NO_SLIDING_WINDOW}
     encoder_config = {key: value for key, value in encoder.items() if key not in _NOT_OF_THE_ENCODER}
     encoder_config |= {"model_type": "qwen2", **_NO_SLIDING_WINDOW}
     stored_dtype = main.get("torch_dtype") or main.get("dtype")
@@ -89,7 +89,7 @@ def read_released_config(
         for half in (text_config, encoder_config):
             half.pop("torch_dtype", None)
             half["dtype"] = stored_dtype
-    start_id, end_id = inline_ids or (None, None)
+    start_id, end_id = vocabulary.inline_ids or (None, None)
     return C3Config(
         text_config=text_config,
         encoder_config=encoder_config,
@@ -116,23 +116,25 @@ def _find_contradictions(checkpoint: ReleasedCheckpoint) -> list[str]:
     ]
     if absent:
         return absent
-    problems = []
+    problems = [
+        f"`{key}` is {main[key]}, outside the decoder's vocabulary of {main['vocab_size']}"
+        for key in ("im_start_token", "im_end_token", "im_patch_token")
+        if not 0 <= main[key] < main["vocab_size"]
+    ]
     stated_width = main.get("contexts_compression_llm_hidden_size", encoder["hidden_size"])
     if stated_width != encoder["hidden_size"]:
         problems.append(
             f"`contexts_compression_llm_hidden_size` is {stated_width}, but `hidden_size` of llm1 is "
             f"{encoder['hidden_size']}"
         )
-    for key in ("im_start_token", "im_end_token", "im_patch_token"):
-        if not 0 <= main[key] < main["vocab_size"]:
-            problems.append(f"`{key}` is {main[key]}, outside the decoder's vocabulary of {main['vocab_size']}")
     if not 0 <= main["im_start_token"] < encoder["vocab_size"]:
         problems.append(
-            f"`im_start_token` is {main['im_start_token']}, outside the encoder's vocabulary of {encoder['vocab_size']}"
+            f"`im_start_token` is {main['im_start_token']}, outside the vocabulary of llm1 ({encoder['vocab_size']})"
         )
+    width, num_latents = encoder["hidden_size"], main["latent_token_len"]
     expected = {
-        "model.Q.weight": ("latent_token_len x hidden_size of llm1", (main["latent_token_len"], encoder["hidden_size"])),
-        "model.mm_projector.weight": ("hidden_size x hidden_size of llm1", (main["hidden_size"], encoder["hidden_size"])),
+        "model.Q.weight": ("latent_token_len x hidden_size of llm1", (num_latents, width)),
+        "model.mm_projector.weight": ("hidden_size x hidden_size of llm1", (main["hidden_size"], width)),
     }
     for tensor in checkpoint.main_tensors:
         if tensor.name in expected and tensor.shape != expected[tensor.name][1]:
@@ -200,8 +202,8 @@ def stock_config(half: PretrainedConfig, architecture: str, dtype: torch.dtype |
 def both_rope_keys(fields: dict) -> dict:
     """A copy of a configuration's fields with rope settings under the keys of transformers 4 and of 5.
 
-    transformers 4.57 reads `rope_theta` and `rope_scaling`, 5.x writes `rope_parameters` alone; 4.57 then falls back to
-    its default theta without a word. Settings by layer type (nested dicts) exist in 5.x only and are left alone.
+    transformers 4.57 reads `rope_theta` and `rope_scaling`, 5.x writes `rope_parameters` alone; 4.57 then falls back
+    to its default theta without a word. Settings by layer type (nested dicts) exist in 5.x only and are left alone.
     """
     fields = dict(fields)
     parameters = fields.get("rope_parameters")

@@ -16,13 +16,14 @@ from transformers.utils import logging
 import c3_hf
 from c3_hf.conversion import key_table, repository, weights
 from c3_hf.conversion.configs import config_json, dtype_name, generation_config, read_released_config
-from c3_hf.conversion.model_card import write_card
+from c3_hf.conversion.model_card import read_license, write_card
 from c3_hf.conversion.plan import EMBEDDING, HEAD, WeightPlan, plan_conversion
 from c3_hf.conversion.released_tokenizer import Vocabulary, read_vocabulary
 from c3_hf.conversion.source import ReleasedCheckpoint, open_released_checkpoint
 from c3_hf.conversion.verification import make_samples, verify_forward, verify_tensors
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.processing_c3 import C3Processor
+
 
 logger = logging.get_logger(__name__)
 
@@ -74,16 +75,18 @@ def convert(
     checkpoint = open_released_checkpoint(source, revision, token, cache_dir, local_files_only)
     with repository.new_folder(output) as folder:
         vocabulary = read_vocabulary(checkpoint)
-        config = read_released_config(checkpoint, vocabulary.stop_ids, vocabulary.inline_ids, dtype)
+        config = read_released_config(checkpoint, vocabulary, dtype)
         plan = plan_conversion(config, checkpoint.main_tensors, checkpoint.encoder_tensors)
         digests = weights.scan_weights(plan.sources, dtype)
         if HEAD in digests and digests[HEAD].stored == digests[EMBEDDING].stored:
             plan.drop(HEAD, key_table.EQUAL_HEAD)
             del digests[HEAD]
-            config = read_released_config(checkpoint, vocabulary.stop_ids, vocabulary.inline_ids, dtype, True)
+            config = read_released_config(checkpoint, vocabulary, dtype, tie_word_embeddings=True)
+        config.license = read_license(checkpoint)
+        config.base_models = list(base_models) or ([checkpoint.name] if checkpoint.revision else None)
         weights.write_shards(folder, plan.sources, dtype, max_shard_size)
         _write_companions(folder, config, vocabulary)
-        record = _make_record(checkpoint, plan, digests, dtype, base_models, vocabulary)
+        record = _make_record(checkpoint, plan, digests, dtype, has_processor=vocabulary.tokenizer is not None)
         if verify:
             pending = C3Config.from_json_file(folder / PENDING_CONFIG)
             samples = make_samples(config, vocabulary.tokenizer)
@@ -93,7 +96,7 @@ def convert(
                 "forward": verify_forward(folder, checkpoint, pending, samples, compute_dtype),
             }
         repository.write_json(folder / RECORD_FILE, record)
-        write_card(folder, Path(output).name, config, checkpoint, record)
+        write_card(folder, Path(output).name, config, record)
         (folder / PENDING_CONFIG).rename(folder / "config.json")
     return record
 
@@ -115,8 +118,7 @@ def _make_record(
     plan: WeightPlan,
     digests: dict[str, weights.Digest],
     dtype: torch.dtype | None,
-    base_models: Sequence[str],
-    vocabulary: Vocabulary,
+    has_processor: bool,
 ) -> dict:
     read = {tensor.path for tensor in [*checkpoint.main_tensors, *checkpoint.encoder_tensors]}
     files = sorted([*read, *checkpoint.folder.glob("*.tiktoken"), *checkpoint.folder.glob("**/config.json")])
@@ -129,8 +131,7 @@ def _make_record(
     return {
         "source": checkpoint.name if checkpoint.revision else Path(checkpoint.name).resolve().name,
         "revision": checkpoint.revision,
-        "base_models": list(base_models) or ([checkpoint.name] if checkpoint.revision else []),
-        "has_processor": vocabulary.tokenizer is not None,
+        "has_processor": has_processor,
         "cast_to": dtype_name(dtype),
         "source_files": weights.hash_files(files, checkpoint.folder),
         "tensors": {

@@ -1,4 +1,4 @@
-"""The plan of a conversion: which stored tensor becomes which, checked against the model before anything is written."""
+"""The plan of a conversion: which stored tensor becomes which, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from c3_hf.conversion import key_table
 from c3_hf.conversion.checkpoint import StoredTensor
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
+
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.language_model.embed_tokens.weight"

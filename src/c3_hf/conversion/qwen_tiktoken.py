@@ -1,7 +1,7 @@
 """The original's tokenizer file, `qwen.tiktoken`, as a tokenizer of the `tokenizers` library, and back.
 
-The file lists byte strings with their ranks. A rank is at once the token's id and its merge priority, and no merge list
-is stored; the merges are recovered by asking which two lower-ranked tokens each token is joined from. The recovered
+The file lists byte strings with their ranks. A rank is at once the token's id and its merge priority, and no merge
+list is stored; the merges are recovered by asking which two lower-ranked tokens each token is joined from. The
 tokenizer gives the ids of tiktoken for any text; the one difference is that special strings are matched before text is
 normalised, so a special string followed by a combining mark that NFC would fuse with its ">" stays special.
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from c3_hf.modeling.prompt_c3 import STOP_TOKEN, TURN_TOKEN, install_escapes
+
 
 TIKTOKEN_FILE = "qwen.tiktoken"
 
@@ -48,7 +49,7 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
         Token bytes to rank; ranks are 0, 1, … without gaps.
 
     Raises:
-        ValueError: if a line cannot be read, a token or rank comes twice, ranks have gaps, or a single byte is missing.
+        ValueError: if a line cannot be read, a token or rank comes twice, ranks have gaps, or a byte is missing.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(Path(path).read_text(encoding="ascii").splitlines(), start=1):
@@ -59,7 +60,7 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise ValueError(
-                f"`path` {path}, line {number}: expected '<base64> <rank>', got {line[:60]!r}. Download the file again."
+                f"`path` {path}, line {number}: expected '<base64> <rank>', got {line[:60]!r}. Download it again."
             ) from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(
@@ -193,9 +194,7 @@ def _merge_below(ranks: dict[bytes, int], token: bytes, limit: int) -> list[byte
     """Byte-pair merging of `token` with the merges whose rank is below `limit`, lowest rank first."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        candidates = (
-            (ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1)
-        )
+        candidates = ((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
         rank, i = min(candidates)
         if rank >= limit:
             break

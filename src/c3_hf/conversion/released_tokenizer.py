@@ -21,6 +21,7 @@ from c3_hf.modeling.prompt_c3 import (
     install_escapes,
 )
 
+
 logger = logging.get_logger(__name__)
 
 MARKERS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from c3_hf import modeling
 
+
 MODEL_CLASS = "C3ForConditionalGeneration"
 AUTO_MAP = {
     "AutoConfig": "configuration_c3.C3Config",

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 
 from c3_hf.conversion.checkpoint import StoredTensor, list_tensors
 
+
 ENCODER_FOLDER = "llm1"
 # What a conversion reads. Optimizer states, pickles and the original's Python files stay where they are.
 READ_PATTERNS = ("*.safetensors", "*.json", "*.tiktoken", "*.jinja", "merges.txt", "README.md")

@@ -1,4 +1,4 @@
-"""Proof that a converted model is its source: every tensor by hash, and the outputs by an independent computation."""
+"""Proof that a converted model is its source: tensors by their hashes, outputs by an independent computation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from c3_hf.conversion.source import ReleasedCheckpoint
 from c3_hf.conversion.weights import Digest, scan_weights
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
+
 
 # Texts written for this purpose: two scripts, code, digits, one token, nothing.
 SAMPLE_TEXTS = (
@@ -76,8 +77,7 @@ def make_samples(config: C3Config, tokenizer: PreTrainedTokenizerFast | None) ->
     if tokenizer is not None:
         prompt_ids = tokenizer(SAMPLE_PROMPT, add_special_tokens=False)["input_ids"]
         return [
-            Sample(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], block + prompt_ids)
-            for text in SAMPLE_TEXTS
+            Sample(tokenizer(text, add_special_tokens=False)["input_ids"], block + prompt_ids) for text in SAMPLE_TEXTS
         ]
     size = min(config.context_start_token_id, config.context_end_token_id, config.context_token_id)
     generator = torch.Generator().manual_seed(0)
@@ -108,10 +108,11 @@ def verify_forward(
     differences, largest, same, total = [], 0.0, 0, 0
     for sample, reference in tqdm(list(zip(samples, expected)), desc="converted model", disable=None):
         with torch.inference_mode():
-            logits = model(
+            output = model(
                 input_ids=torch.tensor([sample.prompt_ids]),
                 context_input_ids=torch.tensor([sample.context_ids], dtype=torch.long),
-            ).logits[0].double()
+            )
+        logits = output.logits[0].double()
         differences.append(float((logits - reference).abs().max()))
         largest = max(largest, float(reference.abs().max()))
         same += int((logits.argmax(-1) == reference.argmax(-1)).sum())
@@ -131,9 +132,7 @@ def verify_forward(
     }
 
 
-def reference_logits(
-    checkpoint: ReleasedCheckpoint, samples: list[Sample], dtype: torch.dtype
-) -> list[torch.Tensor]:
+def reference_logits(checkpoint: ReleasedCheckpoint, samples: list[Sample], dtype: torch.dtype) -> list[torch.Tensor]:
     """What the original computes, from stock Qwen2 models and the source's own files and configurations.
 
     Returns:
@@ -153,11 +152,9 @@ def reference_logits(
             states = encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -num_latents:]
             latents.append(nn.functional.linear(states, weight, bias))
     del encoder
-    decoder = _stock_half(
-        checkpoint.main_config,
-        {name: tensor for name, tensor in main.items() if name.startswith(("model.embed", "model.layers", "model.norm"))},
-        dtype,
-    )
+    of_the_decoder = ("model.embed_tokens.", "model.layers.", "model.norm.")
+    decoder_weights = {name: tensor for name, tensor in main.items() if name.startswith(of_the_decoder)}
+    decoder = _stock_half(checkpoint.main_config, decoder_weights, dtype)
     tied = HEAD not in main or checkpoint.main_config.get("tie_word_embeddings", False)
     head = decoder.embed_tokens.weight if tied else load_tensor(main[HEAD]).to(dtype)
     logits = []

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from c3_hf.conversion.checkpoint import INDEX_FILE, StoredTensor, as_bytes, write_file
 from c3_hf.conversion.plan import raise_problems
 
+
 # transformers 4.57's own default; engines and file systems cope with it.
 DEFAULT_SHARD_SIZE = "5GB"
 _SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -63,7 +64,7 @@ def scan_weights(sources: dict[str, StoredTensor], dtype: torch.dtype | None = N
                 bar.update(len(as_bytes(piece)))
             where = f"{source.name} ({source.path.name})"
             if bad_stored:
-                problems.append(f"non-finite: {where}, {bad_stored} of {source.num_elements} values are NaN or infinite")
+                problems.append(f"non-finite: {where}, {bad_stored} of {source.num_elements} values NaN or infinite")
             elif bad_written:
                 problems.append(f"overflow: {where}, {bad_written} values do not fit into {written_dtype}")
             stored = stored_hash.hexdigest()
