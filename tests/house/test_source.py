@@ -104,7 +104,7 @@ def test_no_module_has_a_name_that_says_nothing(word):
 
 
 def test_hub_files_keep_annotations_evaluated():
-    """transformers reads them at run time, so the future import that makes strings of them stays out."""
+    """Transformers reads them at run time, so the future import that makes strings of them stays out."""
     files = [path for path in FILES if path.stem.endswith("_c3")]
     assert files
     assert [path.name for path in files if "from __future__" in path.read_text(encoding="utf-8")] == []

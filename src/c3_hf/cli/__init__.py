@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
+
 COMMANDS = tuple(
     import_module(f"{__name__}.{name}")
     for name in (

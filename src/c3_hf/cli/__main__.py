@@ -4,4 +4,5 @@ import sys
 
 from c3_hf.cli import main
 
+
 sys.exit(main())

@@ -23,32 +23,25 @@ RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add `demo` and its arguments to the subcommands of `c3-hf`."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "demo",
         help="compress and restore a text, and show what came back",
         description="Compress a text into latents, restore it from them alone, and show both with the differences.",
     )
-    parser.add_argument(
-        "file", nargs="?", metavar="FILE", help="a UTF-8 text file, or - for stdin (default: a sample)"
-    )
-    parser.add_argument("--model", help="a C3 model folder or Hub id (default: the bundled c3-tiny, offline)")
-    parser.add_argument(
-        "--ratio",
-        type=float,
-        default=3.0,
-        help="tokens per latent at most; the text is cut into segments (default: 3)",
-    )
+    parser.add_argument("file", nargs="?", metavar="FILE", help="UTF-8 text, or - for stdin (default: a sample)")
+    parser.add_argument("--model", help="a C3 model, folder or Hub id (default: the bundled c3-tiny, offline)")
+    parser.add_argument("--ratio", type=float, default=3.0, help="tokens per latent at most (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Restore the text and print original, restored text and the numbers; 0 whatever came back."""
-    text = _read(arguments.file)
+def run(args: argparse.Namespace) -> int:
+    """Restore the text and print the original, what came back and the numbers; 0 whatever came back."""
+    text = _read(args.file)
     if not text.strip():
-        raise ValueError(f"`FILE` {arguments.file!r} holds no text; give a file with some, or none for the sample")
-    if not arguments.ratio > 0:
-        raise ValueError(f"`--ratio` is {arguments.ratio}; it must be positive, 3 for three tokens per latent")
+        raise ValueError(f"`FILE` {args.file!r} holds no text; give one that does, or none for the sample")
+    if not 0 < args.ratio < float("inf"):
+        raise ValueError(f"`--ratio` must be positive, 3 for three tokens per latent, got {args.ratio}")
 
     from transformers import AutoModelForCausalLM, AutoProcessor
     from transformers.utils import logging
@@ -56,28 +49,29 @@ def run(arguments: argparse.Namespace) -> int:
     from c3_hf import tiny_model_path
     from c3_hf.evaluation.metrics.char_precision import char_precision
     from c3_hf.latents.restoring import restore_texts
-    from c3_hf.latents.segments import segment_text
+    from c3_hf.latents.segmentation import iter_segments
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    path = arguments.model or tiny_model_path()
+    path = args.model or tiny_model_path()
     processor = AutoProcessor.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path).eval()
 
     started = time.perf_counter()
     num_latents = model.config.num_latents
-    segments = segment_text(text, processor, max_tokens=max(1, int(num_latents * arguments.ratio)))
+    segments = list(iter_segments(text, processor.encoder_tokenizer, int(num_latents * args.ratio)))
     restored = "".join(restore_texts(model, processor, [segment.text for segment in segments], progress=True))
     seconds = time.perf_counter() - started
 
-    num_tokens = sum(segment.num_tokens for segment in segments)
-    slots = len(segments) * num_latents
+    num_tokens = sum(len(segment.token_ids) for segment in segments)
+    ratio = num_tokens / (len(segments) * num_latents)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(f"Original: {len(text)} characters, {num_tokens} tokens\n\n{text}\n")
-    print(f"Restored from {len(segments)} × {num_latents} latents\n\n{mark_differences(text, restored, colour)}\n")
+    print(f"Original: {len(text)} characters, {num_tokens} tokens\n\n{text.rstrip()}\n")
+    print(f"Restored from {len(segments)} × {num_latents} latents\n")
+    print(f"{mark_differences(text, restored, colour).rstrip()}\n")
     print(
-        f"ratio {num_tokens / slots:.1f}×   character precision {char_precision(restored, text):.1%}"
-        f"   {seconds:.1f} s ({num_tokens / seconds:.0f} tokens/s)"
+        f"compression ratio {ratio:.2f}×, character precision {100 * char_precision(restored, text):.2f} %, "
+        f"{seconds:.2f} s ({num_tokens / seconds:.0f} tokens/s)"
     )
     return 0
 

@@ -1,0 +1,48 @@
+"""The command as a whole: what it lists, and how it fails."""
+
+from __future__ import annotations
+
+import pytest
+
+from c3_hf.cli import COMMANDS, main
+
+
+def test_every_command_is_listed_with_what_it_does(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    listed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command.__name__.rpartition(".")[2] in listed
+
+
+def test_a_missing_command_is_refused_with_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rpartition(".")[2])
+def test_every_command_has_help_and_a_run_function(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command.__name__.rpartition(".")[2], "--help"])
+    assert stop.value.code == 0
+    assert "usage: c3-hf" in capsys.readouterr().out
+
+
+def test_an_error_of_the_user_is_one_line_and_status_1(tmp_path, capsys):
+    assert main(["demo", str(tmp_path / "absent.txt")]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("c3-hf demo: ")
+    assert "absent.txt" in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_an_interrupted_command_ends_with_the_status_of_an_interrupt(monkeypatch):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("c3_hf.cli.demo.run", interrupt)
+    assert main(["demo"]) == 130

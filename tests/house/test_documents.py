@@ -1,0 +1,160 @@
+"""README, docs and settings agree with each other and with the code."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import io
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import c3_hf
+
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+SETTINGS = configparser.ConfigParser()
+SETTINGS.read(ROOT / "setup.cfg", encoding="utf-8")
+FOLDERS = ("src", "tests", "docs", "examples", "benchmarks", ".github", ".ci")
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".cfg", ".yaml", ".yml", ".txt", ".json", ".jsonl", ".sh", ".html", ".csv", ""}
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def requirements(section: str, key: str) -> list[Requirement]:
+    lines = (line.strip() for line in SETTINGS[section][key].splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def text_files():
+    for path in [*ROOT.iterdir(), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts:
+            yield path
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    # Put together from parts, so that this file passes its own test.
+    folders = "|".join(["work", "root", "opt", "tmp", "home", "Users", "mnt"])
+    machine = re.compile(rf"(?<![\w.:/<~$}}-])/(?:{folders})/[\w.-]+")
+    registry = re.compile(
+        "|".join(["pypi" + r"\.org", "python" + "hosted", "download" + r"\.pytorch", "extra-" + "index-url"])
+    )
+    wrong = []
+    for path in text_files():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for pattern in (machine, registry):
+            wrong += [f"{path.relative_to(ROOT)}: {match}" for match in pattern.findall(text)]
+    assert wrong == []
+
+
+def test_links_between_documents_lead_somewhere():
+    dead = [
+        f"{document.relative_to(ROOT)}: {target}"
+        for document in DOCUMENTS
+        for target in LINK.findall(document.read_text(encoding="utf-8"))
+        if "://" not in target and not (document.parent / target).exists()
+    ]
+    assert dead == []
+
+
+def test_every_document_is_reached_from_the_readme():
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        document = todo.pop()
+        reached.add(document)
+        targets = LINK.findall(document.read_text(encoding="utf-8"))
+        found = {(document.parent / target).resolve() for target in targets if "://" not in target}
+        todo += [target for target in found - reached if target.suffix == ".md" and target.is_file()]
+    assert [str(document.relative_to(ROOT)) for document in DOCUMENTS if document not in reached] == []
+
+
+def test_public_names_are_few_sorted_and_documented():
+    names = c3_hf.__all__
+    assert names == sorted(names)
+    assert len(names) <= 15
+    documents = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    for name in names:
+        assert getattr(c3_hf, name).__doc__, name
+        assert re.search(rf"`(?:c3_hf\.)?{name}\b", documents) or f"c3_hf.{name}" in documents, name
+
+
+def test_what_is_visible_in_the_package_is_what_is_public():
+    modules = {path.name for path in (ROOT / "src" / "c3_hf").iterdir() if path.is_dir()}
+    borrowed = {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "Path"}
+    visible = {name for name in vars(c3_hf) if not name.startswith("_")}
+    assert visible - modules - borrowed == set(c3_hf.__all__)
+
+
+def test_one_version():
+    assert SETTINGS["metadata"]["version"] == "attr: c3_hf.__version__"
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert newest.group(1) == c3_hf.__version__
+
+
+def test_tested_versions_lie_in_the_supported_ranges():
+    supported = requirements("options", "install_requires")
+    for extra in SETTINGS["options.extras_require"]:
+        supported += requirements("options.extras_require", extra)
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    for requirement in supported:
+        if requirement.name == "c3-hf":
+            continue
+        assert requirement.name in pins, f"constraints.txt has no tested version of {requirement.name}"
+        version = str(pins[requirement.name]).removeprefix("==")
+        assert requirement.specifier.contains(Version(version)), f"{requirement} does not allow {version}"
+
+
+def test_every_dependency_says_what_it_is_for():
+    """In setup.cfg a comment stands above each requirement of the package and each extra."""
+    lines = (ROOT / "setup.cfg").read_text(encoding="utf-8").splitlines()
+    for extra in SETTINGS["options.extras_require"]:
+        assert lines[lines.index(f"{extra} =") - 1].startswith("# "), extra
+    for requirement in requirements("options", "install_requires"):
+        line = next(number for number, line in enumerate(lines) if re.match(rf"    {requirement.name}\W", line))
+        assert lines[line - 1].startswith("    # "), requirement.name
+
+
+def test_continuous_integration_runs_the_command_of_the_readme_at_both_ends():
+    script = ROOT / ".ci" / "run"
+    assert os.stat(script).st_mode & stat.S_IXUSR
+    text = script.read_text(encoding="utf-8")
+    pattern = re.search(r"command=\$\(grep -E '([^']+)' README\.md\)", text).group(1)
+    assert len(re.findall(pattern, README, flags=re.MULTILINE)) == 1
+    oldest = re.search(r"oldest_transformers=(\S+)", text).group(1)
+    (transformers,) = (r for r in requirements("options", "install_requires") if r.name == "transformers")
+    (bound,) = (specifier.version for specifier in transformers.specifier if specifier.operator == ">=")
+    assert Version(oldest).release[:2] == Version(bound).release[:2]
+
+
+def test_the_two_commands_are_single_lines_that_install_what_was_tested():
+    commands = [block.strip() for block in code_blocks(README, "bash") if block.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    for command in commands:
+        assert "\n" not in command
+        assert "-c constraints.txt" in command
+
+
+def test_the_snippet_of_the_readme_prints_what_the_readme_shows():
+    (snippet,) = code_blocks(README, "python")
+    (shown,) = code_blocks(README, "text")
+    assert len(snippet.strip().splitlines()) <= 10
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(snippet, "README.md", "exec"), {})
+    assert printed.getvalue() == shown
+
+
+@pytest.mark.parametrize("name", ["modeling", "conversion"])
+def test_the_folders_at_the_root_are_links_into_the_package(name):
+    assert os.readlink(ROOT / name) == f"src/c3_hf/{name}"
