@@ -32,6 +32,8 @@ class ContextHeader:
         exact_margin: Logit margin below which a right token is corrected too; `None` without byte-exact mode.
         text_sha256: SHA-256 of the whole source; `None` after slicing, concatenating or appending.
         source: Name of the source file, for people.
+        passes: Tokens that went through encoder (and decoder, where fidelity was measured), for each token of the
+            text; above 1 only with `target_fidelity`. `None` after slicing, concatenating or appending.
         writer: Package, torch version, device and dtype that computed it, for people.
     """
 
@@ -44,6 +46,7 @@ class ContextHeader:
     exact_margin: float | None = None
     text_sha256: str | None = None
     source: str | None = None
+    passes: float | None = None
     writer: str | None = None
 
 
@@ -157,7 +160,7 @@ class CompressedContext:
                 parts[name] = tensor[start : stop + 1] - tensor[start]
             else:
                 parts[name] = tensor[start : stop + 1 if name.endswith("_offsets") else stop]
-        return CompressedContext(dataclasses.replace(self.header, text_sha256=None), **parts)
+        return CompressedContext(dataclasses.replace(self.header, text_sha256=None, passes=None), **parts)
 
     def __add__(self, other: CompressedContext) -> CompressedContext:
         """This context followed by `other`, see [`concatenate`]."""
@@ -199,8 +202,8 @@ class CompressedContext:
                 raise ValueError(f"`dtype` must be one of {LATENT_DTYPES}, got {dtype}.")
             if self.residual is not None:
                 raise ValueError(
-                    f"`dtype`: a byte-exact context stays {self.latents.dtype}, because its corrections belong to these "
-                    f"latents; got {dtype}. Compress the text again with this dtype."
+                    f"`dtype`: a byte-exact context stays {self.latents.dtype}, because its corrections belong to "
+                    f"these latents; got {dtype}. Compress the text again with this dtype."
                 )
             latents, scales = quantize(self.dense_latents(), dtype)
             changed = dataclasses.replace(self, latents=latents, latent_scales=scales, margins=None, checksums=None)
@@ -224,7 +227,7 @@ class CompressedContext:
             )
 
     def dense_latents(self) -> torch.Tensor:
-        """Latents `(num_segments, num_latents, hidden_size)`, float32, or bfloat16 if stored so; checked for damage."""
+        """Latents `(num_segments, num_latents, hidden_size)`, float32 or bfloat16; checked for damage."""
         self.check()
         return dequantize(self.latents, self.latent_scales)
 
@@ -238,9 +241,19 @@ class CompressedContext:
             ValueError: If the context is damaged or was made by another model.
         """
         check_model(self.header.model, model)
+        return self.project(model).unsqueeze(0)
+
+    @torch.no_grad()
+    def project(self, model: PreTrainedModel) -> torch.Tensor:
+        """Latents through the model's projector, `(num_segments, num_latents, text_hidden_size)`.
+
+        For many calls with a model that has been checked already; else use [`context_latents`].
+
+        Raises:
+            ValueError: If the context is damaged.
+        """
         weight = model.model.projector.weight
-        with torch.no_grad():
-            return model.model.projector(self.dense_latents().to(weight.device, weight.dtype)).unsqueeze(0)
+        return model.model.projector(self.dense_latents().to(weight.device, weight.dtype))
 
     def content_parts(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         """Parts of a chat message that stand for the text, for `C3Processor.apply_chat_template`."""
@@ -318,6 +331,7 @@ def joined_header(headers: list[ContextHeader]) -> ContextHeader:
         target_fidelity=None if None in targets else min(target for target in targets if target is not None),
         text_sha256=None,
         source=None,
+        passes=None,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+
 # A float16 margin of 0 is a tie or too close to call: it counts as wrong.
 MARGIN_DTYPE = torch.float16
 

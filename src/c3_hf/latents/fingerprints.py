@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .segmentation import encode_plain
 
+
 _WHOLE, _SAMPLED = 1 << 16, 1 << 12
 # Contractions, digits, spaces, line breaks, Unicode that NFC changes, several scripts, special strings.
-_PROBE = "It's 2024,  don't\tSPLIT\r\n\n me: e\u0301 \u212b 漢字かな 한글 עברית 😀 <|im_end|><img> naïve_x += 0x1F;\x00"
+_PROBE = "It's 2024,  don't\tSPLIT\r\n\n me: e\u0301 \u212b 漢字かな 한글 עברית 😀 <|im_end|><img> naïve_x += 0x1F;"
 
 
 def fingerprint_model(model: PreTrainedModel) -> str:

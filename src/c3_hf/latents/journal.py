@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 
 from .storage import Tensors, metadata_of, parse
 
+
 MAGIC = b"c3-context journal 1\n"
 _RECORD = struct.Struct("<II")
 
@@ -94,7 +95,7 @@ class Journal:
             start = file.read(len(MAGIC))
             if not MAGIC.startswith(start):
                 raise ValueError(
-                    f"`path`: {self.path} is not a journal of `c3-hf compress`: it starts with {start!r}. Move it away."
+                    f"`path`: {self.path} is no journal of `c3-hf compress`, it starts with {start!r}. Move it away."
                 )
             payload = _read_record(file) if start == MAGIC else None
             if payload is None:

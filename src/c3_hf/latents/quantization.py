@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+
 LATENT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
@@ -15,7 +16,7 @@ def quantize(latents: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
         dtype: One of `LATENT_DTYPES`.
 
     Returns:
-        The latents as `dtype`, and for int8 the scales `(num_segments, num_latents)`, float32: largest magnitude / 127.
+        The latents as `dtype`, and for int8 the scales `(num_segments, num_latents)` float32: magnitude / 127.
     """
     if dtype != torch.int8:
         return latents.to(dtype), None

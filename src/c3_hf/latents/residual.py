@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+
 CORRECTIONS, STORED, DEFLATED = 0, 1, 2
 
 # Bytes that must agree for two texts to count as being in step again, and how far apart that may happen.
@@ -156,7 +157,8 @@ def _resync(a: bytes, b: bytes, i: int, j: int) -> tuple[int, int] | None:
             if x > len(a) or y > len(b):
                 continue
             left, right = a[x : x + _RESYNC_LENGTH], b[y : y + _RESYNC_LENGTH]
-            if left == right and (len(left) == _RESYNC_LENGTH or (x + len(left) == len(a) and y + len(right) == len(b))):
+            at_end = x + len(left) == len(a) and y + len(right) == len(b)
+            if left == right and (len(left) == _RESYNC_LENGTH or at_end):
                 return drop, total - drop
     return None
 

@@ -159,7 +159,7 @@ def restore_texts(
         processor: Its processor.
         texts: The texts; each is one context, however long.
         batch_size: Texts in one batch.
-        max_new_tokens: Most tokens of a reply; by default the batch's longest text, an eighth more, and 16.
+        max_new_tokens: Most tokens of a reply; by default those of its text, an eighth more, and 16.
         progress: Whether to show a progress bar on a terminal.
 
     Returns:
@@ -183,7 +183,9 @@ def restore_texts(
         latents = model.get_context_features(ids, mask)
         budget = max_new_tokens or generation_budget(ids.shape[-1])
         for row, new_ids in zip(rows, restorer.generate(latents, budget)):
-            restored[row] = decode_tokens(processor, new_ids)
+            # Each row stops at its own budget, so that what comes back does not depend on its neighbours.
+            own = max_new_tokens or generation_budget(len(sequences[row]))
+            restored[row] = decode_tokens(processor, new_ids[:own])
     return restored
 
 

@@ -8,6 +8,7 @@ where it falls does not depend on how the source was chunked.
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from transformers import PreTrainedTokenizerBase
+
 
 # NFC can expand one character to three of four bytes (U+1D160), each byte a token of its own in the worst vocabulary.
 MIN_SEGMENT_LENGTH = 16
@@ -51,6 +53,11 @@ class Segment:
     def data(self) -> bytes:
         """The bytes of the source that this segment stands for."""
         return self.text.encode("utf-8", "surrogateescape")
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of `data`, 32 bytes."""
+        return hashlib.sha256(self.data).digest()
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+
 FORMAT = "c3-context"
 FORMAT_VERSION = 1
 
@@ -219,7 +220,7 @@ def _check_tensors(tensors: Tensors, name: str) -> None:
     unknown = sorted(set(tensors) - set(ORDER))
     missing = [key for key in ORDER if key not in tensors and key not in OPTIONAL]
     if unknown or missing:
-        raise ValueError(f"`path`: {name} lacks the tensors {missing} or has the unknown ones {unknown}: it is damaged.")
+        raise ValueError(f"`path`: {name} is damaged: it lacks tensors {missing} or has unknown ones {unknown}.")
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES[key]:
             raise ValueError(f"`path`: tensor `{key}` of {name} has dtype {tensor.dtype}: the file is damaged.")

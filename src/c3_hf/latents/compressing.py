@@ -1,0 +1,164 @@
+"""Compress a text of any length: segments, their latents, what is known about them, safely into a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+from .compressor import CompressOptions, Compressor
+from .context import CompressedContext, ContextHeader, check_joinable, joined_header
+from .journal import Journal
+from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader
+from .storage import write_file
+
+
+logger = logging.get_logger(__name__)
+
+
+def compress(
+    source: Source,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    *,
+    output: str | os.PathLike | None = None,
+    append: bool = False,
+    segment_length: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    verify: bool = False,
+    exact: bool = False,
+    target_fidelity: float | None = None,
+    min_segment_length: int = MIN_SEGMENT_LENGTH,
+    exact_margin: float | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> CompressedContext:
+    """Compress a text of any length into latents, segment by segment.
+
+    With `output`, finished segments are on the disk at once: after a crash the same call goes on where it was, and
+    memory does not grow with the text. Without, the result is in memory only.
+
+    Args:
+        source: The text (`str`, or UTF-8 `bytes`), a `pathlib.Path` to it, an open file, or an iterable of pieces.
+        model: A `C3ForConditionalGeneration`.
+        processor: Its processor.
+        output: File to write, by custom `*.c3`. An existing one is replaced when the new one is complete.
+        append: Put the segments behind those of the existing `output`.
+        segment_length: Most tokens of a segment; by default 20 a latent, or what the encoder has positions for.
+        dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
+        verify: Measure each segment's fidelity.
+        exact: Byte-exact mode: store what the latents do not bring back, after an actual restore of every segment.
+        target_fidelity: Token accuracy, 0 to 1, that every segment shall reach: segments are cut shorter where needed,
+            down to `min_segment_length`. Implies `verify`.
+        min_segment_length: Tokens, at least 16; only with `target_fidelity`.
+        exact_margin: Logit margin below which a right token is corrected too; by default 0.01 in float32, 0.5 in
+            bfloat16, 0.1 in float16. Only with `exact`.
+        batch_size: Segments in one batch.
+        progress: Whether to show a progress bar on a terminal.
+
+    Returns:
+        The compressed context; with `output`, opened from that file.
+
+    Raises:
+        ValueError: If the text is not UTF-8 and `exact` is off, an option is out of range, the model gives latents
+            that are not finite, or the journal or file at `output` does not belong to this call.
+        TypeError: If `source` is of another type.
+    """
+    options = CompressOptions(
+        segment_length, dtype, verify, exact, target_fidelity, min_segment_length, exact_margin, batch_size
+    )
+    compressor = Compressor(model, processor, options.resolved(model))
+    sizes = {str: lambda: len(source.encode("utf-8", "surrogatepass")), bytes: lambda: len(source)}
+    size = Path(source).stat().st_size if isinstance(source, os.PathLike) else sizes.get(type(source), lambda: None)()
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        reader = TextReader(source)
+        if output is not None:
+            return _compress_to_file(compressor, reader, Path(output), append, _name(source), bar)
+        digest = hashlib.sha256()
+        parts = [compressor.empty()]
+        for group in compressor.groups(reader):
+            for segment in group:
+                digest.update(segment.data)
+                bar.update(len(segment.data))
+            parts.append(compressor.compress_group(group))
+        joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
+    header = compressor.final_header(digest.hexdigest(), _name(source))
+    return dataclasses.replace(joined, header=header)
+
+
+def _name(source: Source) -> str | None:
+    return Path(source).name if isinstance(source, os.PathLike) else None
+
+
+def _compress_to_file(
+    compressor: Compressor, reader: TextReader, path: Path, append: bool, name: str | None, bar: tqdm
+) -> CompressedContext:
+    base = CompressedContext.load(path) if append and path.exists() else None
+    if base is not None:
+        check_joinable(base, CompressedContext(compressor.header, **compressor.empty()))
+    journal = Journal(path.with_name(path.name + ".journal"))
+    _open_journal(journal, compressor.header, base)
+    digest = hashlib.sha256()
+    for data in _finished_segments(journal, reader):
+        digest.update(data)
+        bar.update(len(data))
+    for group in compressor.groups(reader):
+        journal.append(compressor.compress_group(group))
+        for segment in group:
+            digest.update(segment.data)
+            bar.update(len(segment.data))
+    if not journal.num_records:
+        journal.append(compressor.empty())
+    header = compressor.final_header(digest.hexdigest(), name)
+    if base is not None:
+        header = joined_header([base.header, header])
+
+    def pieces() -> Iterator[dict[str, torch.Tensor]]:
+        if base is not None:
+            yield base.tensors()
+        yield from journal.pieces()
+
+    write_file(path, dataclasses.asdict(header), pieces)
+    journal.remove()
+    return CompressedContext.load(path)
+
+
+def _open_journal(journal: Journal, header: ContextHeader, base: CompressedContext | None) -> None:
+    """Start a journal, or make sure that the one that is there was begun by the same call.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    wanted = dataclasses.asdict(header)
+    wanted["appends_to"] = None if base is None else hashlib.sha256(base.digests.numpy().tobytes()).hexdigest()
+    if journal.header is None:
+        journal.start(wanted)
+        return
+    differing = sorted(key for key in wanted if wanted[key] != journal.header.get(key))
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"`output`: {journal.path} holds an unfinished run with other settings ({key}: "
+            f"{journal.header.get(key)!r}, now {wanted[key]!r}). Repeat the call it was begun with, or delete it."
+        )
+    logger.info(f"{journal.path}: going on behind {journal.num_records} finished groups of segments.")
+
+
+def _finished_segments(journal: Journal, reader: TextReader) -> Iterator[bytes]:
+    """Read past the text of the journal's segments, making sure that it is the same text."""
+    for piece in journal.pieces():
+        for index, length in enumerate(piece["char_offsets"].diff().tolist()):
+            segment = Segment(reader.take(length), ())
+            if segment.digest != bytes(piece["digests"][index].tolist()):
+                raise ValueError(
+                    f"`source` differs from the text that {journal.path} was begun with, before character "
+                    f"{int(piece['char_offsets'][index + 1]):,}. Give the same text, or delete the journal."
+                )
+            yield segment.data
