@@ -1,0 +1,74 @@
+"""`c3-hf evaluate`: measure a checkpoint, or a baseline on its decoder, over tasks."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add `evaluate` and its arguments to the subcommands of `c3-hf`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure restoring and answering over tasks",
+        description=(
+            "Run one system over tasks. The folder gets config.json first, one JSON line an item as it finishes, and "
+            "summary.json last; started again with the same arguments, the run goes on where it was."
+        ),
+    )
+    parser.add_argument("--model", help="a C3 model folder or Hub id (default: the bundled c3-tiny)")
+    parser.add_argument("--system", default="c3", help="what is measured; a wrong name lists them (default: c3)")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["all"], metavar="TASK", help="task names; a wrong one lists them (default: all)"
+    )
+    parser.add_argument("--data-dir", required=True, help="folder with the data files, searched to any depth")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--limit", type=int, help="most items of a task, evenly spaced over it (default: all)")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts computed at once (default: 16)")
+    parser.add_argument("--segment-tokens", type=int, help="tokens of a segment of long text (default: 32 a latent)")
+    parser.add_argument(
+        "--cut", action="store_true", help="restore texts longer than a segment in segments (default: in one block)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, help="limit of a restored segment (default: from its length)")
+    parser.add_argument("--answer-tokens", type=int, default=32, help="limit of an answer (default: 32)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="auto", help="torch device (default: what accelerate gives the process)")
+    parser.add_argument("--system-model", help="weights of a system that brings its own (llmlingua2, deepseek_ocr)")
+    parser.add_argument("--font", help="TrueType file for systems that draw the text")
+    parser.add_argument(
+        "--hash-only",
+        metavar="PATTERN",
+        help="items whose id or source this regular expression finds are recorded with hashes in place of texts",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the tasks and print one line for each."""
+    from pathlib import Path
+
+    from c3_hf import tiny_model_path
+    from c3_hf.evaluation import catalogue
+    from c3_hf.evaluation.run import RunSettings, run
+
+    tasks = catalogue.names("tasks") if arguments.tasks == ["all"] else arguments.tasks
+    settings = RunSettings(
+        model=arguments.model or tiny_model_path(),
+        tasks=tuple(tasks),
+        **{
+            name: getattr(arguments, name)
+            for name in RunSettings.__dataclass_fields__
+            if name not in ("model", "tasks")
+        },
+    )
+    summary = run(settings, Path(arguments.data_dir), Path(arguments.output))
+    if summary.get("skipped"):
+        print(f"{arguments.system} is skipped: {summary['skipped']}")
+    for task, groups in summary.get("metrics", {}).items():
+        print(_line(task, groups["all"]))
+    return 0
+
+
+def _line(task: str, means: dict) -> str:
+    shown = ("char_precision", "fox_precision", "exact_match", "best_subspan_match", "contains_answer")
+    values = "  ".join(f"{name} {means[name]:.4f}" for name in shown if name in means)
+    return f"{task:16s} {means['items']:4d} items  {means['compression_ratio']:6.1f}x  {values}"

@@ -1,0 +1,1 @@
+"""Measuring what C3 restores and answers: metrics, tasks, systems, runs and reports."""

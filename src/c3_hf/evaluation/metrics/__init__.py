@@ -1,0 +1,1 @@
+"""One metric a file: a function of the file's own name, and `INFO` beside it."""

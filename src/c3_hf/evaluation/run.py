@@ -1,0 +1,247 @@
+"""Runs one system over tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from c3_hf import __version__
+from c3_hf.evaluation import catalogue
+from c3_hf.evaluation.checkpoint import load_meter
+from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
+from c3_hf.evaluation.items import QuestionItem
+from c3_hf.evaluation.metrics.fox import wordnet_available
+from c3_hf.evaluation.records import Item, make_record, run_batch, summarise
+from c3_hf.evaluation.run_files import SUMMARY, RecordWriter, open_run, read_records, write_json
+from c3_hf.evaluation.tokens import TokenMeter
+
+
+logger = logging.getLogger(__name__)
+
+# The packages whose versions can move a number.
+_PACKAGES = ("transformers", "torch", "tokenizers", "rapidfuzz", "sacrebleu", "nltk", "jieba", "numpy")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is run; together with the data it fixes every number but the seconds.
+
+    Args:
+        model: Folder or Hub id of a C3 checkpoint.
+        tasks: Names of modules of `c3_hf.evaluation.tasks`.
+        system: Name of a module of `c3_hf.evaluation.systems`.
+        limit: Most items of a task, evenly spaced over its items; `None` for all.
+        batch_size: Texts computed at once.
+        segment_tokens: Most tokens of a segment of long text; `None` for 32 a latent.
+        cut: Restore texts longer than a segment in segments, instead of in one block as the paper does.
+        max_new_tokens: Limit of a restored segment; `None` allows an eighth more than the segment has, and 16.
+        answer_tokens: Limit of an answer.
+        dtype: Name of the torch dtype; in float32 results do not depend on `batch_size`.
+        device: Torch device; `"auto"` takes the one accelerate gives each process.
+        system_model: Weights of a system that brings its own.
+        font: TrueType file for systems that draw the text.
+        hash_only: Regular expression; items whose id or source it finds are recorded with hashes in place of texts.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    system: str = "c3"
+    limit: int | None = None
+    batch_size: int = 16
+    segment_tokens: int | None = None
+    cut: bool = False
+    max_new_tokens: int | None = None
+    answer_tokens: int = 32
+    dtype: str = "float32"
+    device: str = "auto"
+    system_model: str | None = None
+    font: str | None = None
+    hash_only: str | None = None
+
+    def __post_init__(self):
+        for name in ("limit", "batch_size", "segment_tokens", "max_new_tokens", "answer_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}, expected at least 1.")
+        if not self.tasks:
+            raise ValueError(f"`tasks` is empty, expected some of: {', '.join(catalogue.names('tasks'))}.")
+
+
+def run(settings: RunSettings, data_dir: Path, output: Path) -> dict:
+    """Run `settings.system` over `settings.tasks`, going on where an earlier run into `output` stopped.
+
+    Under `accelerate launch` the batches are divided among the processes.
+
+    Args:
+        settings: What to run.
+        data_dir: Folder with the data files, searched to any depth.
+        output: Folder for `config.json`, `items*.jsonl` and `summary.json`.
+
+    Returns:
+        The summary; on processes other than the first an empty dictionary.
+
+    Raises:
+        ValueError: If a name is unknown or `output` holds a run with another config.
+        FileNotFoundError: If a data file is missing.
+    """
+    from accelerate import PartialState
+
+    catalogue.find("systems", settings.system)
+    state = PartialState(cpu=settings.device == "cpu")
+    meter = load_meter(settings.model, settings.segment_tokens)
+    items = {task: _load_items(task, data_dir, meter, settings) for task in settings.tasks}
+    if state.is_main_process:
+        open_run(output, _config(settings, items, meter))
+    state.wait_for_everyone()
+    device = str(state.device) if settings.device == "auto" else settings.device
+    skipped = _run_items(settings, items, meter, output, device, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return {}
+    records = {(record["task"], record["id"]): record for record in read_records(output)}
+    ordered = [records[task, item.id] for task, rows in items.items() for item in rows if (task, item.id) in records]
+    summary = {"system": settings.system, "skipped": skipped, **summarise(ordered)}
+    write_json(output / SUMMARY, summary)
+    return summary
+
+
+def _load_items(task: str, data_dir: Path, meter: TokenMeter, settings: RunSettings) -> list[Item]:
+    items = catalogue.find("tasks", task).load(Path(data_dir), meter)
+    if len({item.id for item in items}) < len(items):
+        raise ValueError(f"`data_dir` gives task {task!r} items with equal ids; resuming needs them to be unique.")
+    if settings.limit is not None and settings.limit < len(items):
+        items = [items[number * len(items) // settings.limit] for number in range(settings.limit)]
+    return [_cut(item, meter) for item in items] if settings.cut else items
+
+
+def _cut(item: Item, meter: TokenMeter) -> Item:
+    """A text in one block as one in segments; what a task has cut itself stays as it is."""
+    if isinstance(item, QuestionItem) or len(item.segments) != 1:
+        return item
+    return replace(item, segments=tuple(meter.segments(item.text)) or item.segments)
+
+
+def plan_batches(items: dict[str, list[Item]], batch_size: int) -> list[tuple[str, list[Item]]]:
+    """Batches of one task each, texts of like length together.
+
+    The plan depends on items and batch size alone, so a run that goes on forms the batches it had before.
+    """
+    batches = []
+    for task, rows in items.items():
+        ordered = sorted(rows, key=_length)
+        size = 1 if rows and isinstance(rows[0], QuestionItem) else batch_size
+        batches += [(task, ordered[start : start + size]) for start in range(0, len(ordered), size)]
+    return batches
+
+
+def _length(item: Item) -> int:
+    return sum(map(len, item.contexts if isinstance(item, QuestionItem) else item.segments))
+
+
+def _run_items(
+    settings: RunSettings,
+    items: dict[str, list[Item]],
+    meter: TokenMeter,
+    output: Path,
+    device: str,
+    rank: int,
+    processes: int,
+) -> str | None:
+    """Run what is not recorded yet; the reason, if the system cannot run here."""
+    done = {(record["task"], record["id"]) for record in read_records(output)}
+    batches = plan_batches(items, settings.batch_size)[rank::processes]
+    todo = [(task, rows) for task, rows in batches if any((task, row.id) not in done for row in rows)]
+    if not todo:
+        return None
+    shared = {key: value for key, value in asdict(settings).items() if key in SystemSettings.__dataclass_fields__}
+    system_settings = replace(SystemSettings(meter=meter, **shared), device=device)
+    try:
+        system = catalogue.find("systems", settings.system).load(system_settings)
+    except SystemUnavailable as reason:
+        logger.warning("system %s is skipped: %s", settings.system, reason)
+        return str(reason)
+    hash_only = re.compile(settings.hash_only) if settings.hash_only else None
+    meteor = wordnet_available()
+    total, finished = sum(len(rows) for _, rows in batches), sum(len(rows) for _, rows in batches)
+    finished -= sum(len(rows) for _, rows in todo)
+    with (
+        RecordWriter(output, rank) as writer,
+        tqdm(total=total, initial=finished, unit="item", disable=None, desc=settings.system) as bar,
+    ):
+        for task, rows in todo:
+            bar.set_postfix_str(task)
+            begin = time.perf_counter()
+            outputs = run_batch(system, rows)
+            seconds = (time.perf_counter() - begin) / len(rows)
+            writer.write(
+                make_record(task, row, text, system, meter, meteor, hash_only, seconds)
+                for row, text in zip(rows, outputs)
+                if (task, row.id) not in done
+            )
+            bar.update(len(rows))
+    return None
+
+
+def _config(settings: RunSettings, items: dict[str, list[Item]], meter: TokenMeter) -> dict:
+    """Everything the numbers depend on. Folders are recorded by name and hash, not by their place on this machine."""
+    model = Path(settings.model)
+    named = asdict(settings)
+    named["tasks"] = list(settings.tasks)
+    for key in ("model", "system_model", "font"):
+        value = named[key]
+        named[key] = Path(value).name if value and Path(value).exists() else value
+    return {
+        "commit": _commit(),
+        "settings": named,
+        "weights": _weights_hash(model),
+        "num_latents": meter.num_latents,
+        "segment_tokens": meter.segment_tokens,
+        "items": {task: {"number": len(rows), "sha256": _items_hash(rows)} for task, rows in items.items()},
+        "meteor": "computed" if wordnet_available() else "skipped: nltk finds no WordNet corpus",
+        "environment": {
+            "c3_hf": __version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+    }
+
+
+def _weights_hash(model: Path) -> str | None:
+    """SHA-256 over the weight files of a local checkpoint; `None` for a Hub id."""
+    files = sorted(model.glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _items_hash(items: Sequence[Item]) -> str:
+    return hashlib.sha256("\n".join(f"{item.id} {item.inputs_hash}" for item in items).encode()).hexdigest()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package runs from, "+" behind it if the package has changes; else `None`."""
+    package = Path(__file__).parents[1]
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+" if changes else commit

@@ -1,0 +1,73 @@
+"""Means and bootstrap intervals over items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+
+Row = TypeVar("Row")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Exactly rounded mean, so that the order of the values does not show in the last digit."""
+    return math.fsum(values) / len(values)
+
+
+def mean_of(rows: Sequence[Mapping]) -> dict:
+    """Unweighted mean of every key over the rows that have it.
+
+    Args:
+        rows: Metric dictionaries; a value is a number, or a list of numbers and `None` of one length, which is
+            averaged place by place without the `None`.
+
+    Returns:
+        One value for each key, in order of first appearance; a place without any number is `None`.
+    """
+    result = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row[key] for row in rows if key in row]
+        if isinstance(values[0], list):
+            places = [[value for value in place if value is not None] for place in zip(*values)]
+            result[key] = [mean(place) if place else None for place in places]
+        else:
+            result[key] = mean(values)
+    return result
+
+
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over items.
+
+    Args:
+        values: One number an item; at least one.
+        confidence: Coverage in (0, 1).
+        resamples: Number of resampled means.
+        seed: Seed of the generator; the same values and seed give the same interval.
+
+    Returns:
+        Lower and upper end. One item gives an interval of width 0, which says nothing about other items.
+
+    Raises:
+        ValueError: If there are no values or `confidence` lies outside (0, 1).
+    """
+    if not len(values):
+        raise ValueError("`values` is empty, expected at least one number to resample.")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"`confidence` is {confidence}, expected a share between 0 and 1 such as 0.95.")
+    sample = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """Rows by key, groups in order of first appearance."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups

@@ -1,0 +1,1 @@
+"""One system a file: `load(settings)` builds it, or raises `SystemUnavailable` with the reason."""

@@ -1,0 +1,51 @@
+"""C3 itself: the text in latents, any checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from c3_hf.evaluation.checkpoint import load_checkpoint, replies
+from c3_hf.evaluation.interface import SystemSettings
+from c3_hf.latents.restoring import restore_texts
+
+
+class C3System:
+    """Every text is compressed to `num_latents` latents; the decoder sees nothing else of it.
+
+    Args:
+        model: A C3 model.
+        processor: Its processor.
+        settings: Sizes and limits.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
+        self.model, self.processor, self.settings = model, processor, settings
+
+    def restore(self, texts: Sequence[str]) -> list[str]:
+        """Each text from its latents, by the checkpoint's "Repeat the text: " prompt."""
+        return restore_texts(
+            self.model,
+            self.processor,
+            list(texts),
+            batch_size=self.settings.batch_size,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+
+    def answer(self, contexts: Sequence[str], question: str) -> str:
+        """The answer from the contexts' latents; a context longer than a segment becomes several blocks."""
+        segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
+        content = [{"type": "context", "text": segment} for segment in segments]
+        content.append({"type": "text", "text": question})
+        chat = [{"role": "user", "content": content}]
+        return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]
+
+    def slots(self, text: str) -> int:
+        """`num_latents`, however long the text."""
+        return self.settings.meter.num_latents
+
+
+def load(settings: SystemSettings) -> C3System:
+    """The system of the checkpoint `settings.model`."""
+    return C3System(*load_checkpoint(settings), settings)

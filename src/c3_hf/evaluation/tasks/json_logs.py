@@ -1,0 +1,14 @@
+"""JSON documents and log files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from c3_hf.evaluation.items import RestoreItem
+from c3_hf.evaluation.reading import whole_text_items
+from c3_hf.evaluation.tokens import TokenMeter
+
+
+def load(data_dir: Path, meter: TokenMeter) -> list[RestoreItem]:
+    """Items of `json_logs`."""
+    return whole_text_items(data_dir, "json_logs.jsonl.gz")

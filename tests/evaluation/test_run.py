@@ -1,0 +1,203 @@
+"""A run: config first, a line an item, resuming, and numbers that do not move."""
+
+import json
+
+import pytest
+
+from c3_hf.cli import main
+from c3_hf.evaluation.run import RunSettings, plan_batches, run
+from c3_hf.evaluation.run_files import RecordWriter, read_config, read_records
+
+
+TASKS = ("edge_cases", "short_passages", "multidoc_qa", "needles_two_hop")
+
+
+def settings(tiny_checkpoint, **changes):
+    fixed = {"tasks": TASKS, "segment_tokens": 48, "max_new_tokens": 6, "answer_tokens": 4, "device": "cpu"}
+    return RunSettings(model=str(tiny_checkpoint), **{**fixed, **changes})
+
+
+def numbers(output):
+    """Everything of a run's records that a repetition must give again."""
+    return {
+        (record["task"], record["id"]): {key: value for key, value in record.items() if key != "seconds"}
+        for record in read_records(output)
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint, data_dir, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    run(settings(tiny_checkpoint), data_dir, output)
+    return output
+
+
+def test_run_leaves_config_items_and_summary(finished, tiny_checkpoint):
+    config = read_config(finished)
+    assert config["settings"]["model"] == tiny_checkpoint.name
+    assert config["items"]["short_passages"]["number"] == 10
+    assert config["environment"]["transformers"]
+    assert str(tiny_checkpoint.parent) not in (finished / "config.json").read_text(encoding="utf-8")
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary["metrics"]) == set(TASKS)
+    assert summary["metrics"]["short_passages"]["all"]["items"] == 10
+    assert summary["metrics"]["short_passages"]["by_kind"]["short_en"]["items"] == 5
+    assert len(read_records(finished)) == 10 + 5 + 1 + 1
+
+
+def test_record_holds_inputs_outputs_metrics_and_cost(finished):
+    record = numbers(finished)["short_passages", "short_en-0"]
+    assert record["reference"].startswith("The lamp of the harbour")
+    assert record["num_tokens"] == len(record["reference"])
+    assert record["slots"] == 4
+    assert 0.0 <= record["metrics"]["char_precision"] < 1.0
+    assert len(record["metrics"]["accuracy_by_position"]) == 10
+    answer = numbers(finished)["multidoc_qa", "multidoc_qa-0"]
+    assert answer["answers"] == ["Text 2"]
+    assert answer["metrics"] == {"contains_answer": 0.0, "best_subspan_match": 0.0, "answer_f1": 0.0}
+
+
+def test_same_settings_give_the_same_numbers(finished, tiny_checkpoint, data_dir, tmp_path):
+    run(settings(tiny_checkpoint), data_dir, tmp_path / "again")
+    assert numbers(tmp_path / "again") == numbers(finished)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (finished, tmp_path / "again")]
+    assert summaries[0]["metrics"] == summaries[1]["metrics"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batch_size_does_not_change_the_numbers(finished, tiny_checkpoint, data_dir, tmp_path, batch_size):
+    chosen = settings(tiny_checkpoint, tasks=("short_passages",), batch_size=batch_size)
+    run(chosen, data_dir, tmp_path)
+    expected = {key: record for key, record in numbers(finished).items() if key[0] == "short_passages"}
+    assert numbers(tmp_path) == expected
+
+
+def test_killed_run_goes_on_where_it_was(finished, tiny_checkpoint, data_dir, tmp_path):
+    output = tmp_path / "killed"
+    output.mkdir()
+    (output / "config.json").write_bytes((finished / "config.json").read_bytes())
+    lines = (finished / "items.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = "".join(lines[:4])
+    (output / "items.jsonl").write_text(kept + lines[4][:37], encoding="utf-8")
+    run(settings(tiny_checkpoint), data_dir, output)
+    assert (output / "items.jsonl").read_text(encoding="utf-8").startswith(kept)
+    assert len(read_records(output)) == len(lines)
+    assert numbers(output) == numbers(finished)
+    assert (
+        json.loads((output / "summary.json").read_text())["metrics"]
+        == (json.loads((finished / "summary.json").read_text())["metrics"])
+    )
+
+
+def test_finished_run_is_not_computed_again(finished, tiny_checkpoint, data_dir):
+    before = (finished / "items.jsonl").read_bytes()
+    summary = run(settings(tiny_checkpoint), data_dir, finished)
+    assert (finished / "items.jsonl").read_bytes() == before
+    assert summary["metrics"]["edge_cases"]["all"]["items"] == 5
+
+
+def test_other_settings_do_not_go_into_the_same_folder(finished, tiny_checkpoint, data_dir):
+    with pytest.raises(
+        ValueError, match=r"`output` 'finished' holds a run with another config \(differs in: settings"
+    ):
+        run(settings(tiny_checkpoint, answer_tokens=5), data_dir, finished)
+
+
+def test_limit_takes_evenly_spaced_items(tiny_checkpoint, data_dir, tmp_path):
+    run(settings(tiny_checkpoint, tasks=("short_passages",), limit=5), data_dir, tmp_path)
+    assert sorted(record["id"] for record in read_records(tmp_path)) == [
+        "short_en-0",
+        "short_en-2",
+        "short_en-4",
+        "short_zh-1",
+        "short_zh-3",
+    ]
+
+
+def test_cut_restores_long_texts_in_segments(tiny_checkpoint, data_dir, tmp_path):
+    run(settings(tiny_checkpoint, tasks=("short_passages",), cut=True, segment_tokens=16), data_dir, tmp_path)
+    record = numbers(tmp_path)["short_passages", "short_en-0"]
+    assert record["slots"] == 4 * 5
+    assert record["num_tokens"] == len(record["reference"]) == 63
+
+
+def test_hash_only_keeps_texts_out_of_the_files(tiny_checkpoint, data_dir, tmp_path):
+    chosen = settings(tiny_checkpoint, tasks=("short_passages",), hash_only=r"\(short_en\)")
+    run(chosen, data_dir, tmp_path)
+    records = numbers(tmp_path)
+    assert records["short_passages", "short_en-0"]["reference"] is None
+    assert records["short_passages", "short_en-0"]["output"] is None
+    assert len(records["short_passages", "short_en-0"]["output_hash"]) == 64
+    assert records["short_passages", "short_zh-2"]["reference"] == "雨下了一整夜。"
+    lines = (tmp_path / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    assert not any("harbour" in line for line in lines if '"short_en-' in line)
+
+
+def test_batches_do_not_mix_tasks_and_do_not_depend_on_what_is_done(finished):
+    from c3_hf.evaluation.items import RestoreItem
+
+    rows = [RestoreItem(str(n), "k", "en", "s", "", ("x" * n,)) for n in (5, 1, 4, 2, 3)]
+    plan = plan_batches({"a": rows, "b": rows[:1]}, batch_size=2)
+    assert [(task, [item.id for item in batch]) for task, batch in plan] == [
+        ("a", ["1", "2"]),
+        ("a", ["3", "4"]),
+        ("a", ["5"]),
+        ("b", ["5"]),
+    ]
+
+
+def test_records_of_all_processes_are_read_and_a_torn_line_is_dropped(tmp_path):
+    with RecordWriter(tmp_path) as first, RecordWriter(tmp_path, rank=1) as second:
+        first.write([{"id": 1, "text": "a\u2028b"}])
+        second.write([{"id": 2}, {"id": 3}])
+    with (tmp_path / "items.rank1.jsonl").open("a") as file:
+        file.write('{"id": 4, "te')
+    assert [record["id"] for record in read_records(tmp_path)] == [1, 2, 3]
+    with RecordWriter(tmp_path, rank=1) as second:
+        second.write([{"id": 5}])
+    assert [record["id"] for record in read_records(tmp_path)] == [1, 2, 3, 5]
+
+
+def test_system_that_cannot_run_is_recorded_as_skipped(tiny_checkpoint, data_dir, tmp_path, caplog):
+    summary = run(settings(tiny_checkpoint, system="deepseek_ocr"), data_dir, tmp_path)
+    assert "no OCR checkpoint is given" in summary["skipped"]
+    assert summary["metrics"] == {}
+    assert "system deepseek_ocr is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["limit", "batch_size", "segment_tokens", "max_new_tokens", "answer_tokens"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` is 0, expected at least 1"):
+        RunSettings(model="m", tasks=("passages",), **{name: 0})
+
+
+def test_unknown_names_list_the_known_ones(tiny_checkpoint, data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"`tasks` is empty, expected some of: code, edge_cases"):
+        RunSettings(model="m", tasks=())
+    with pytest.raises(ValueError, match="`tasks` has no 'pasages', expected one of: code, edge_cases"):
+        run(settings(tiny_checkpoint, tasks=("pasages",)), data_dir, tmp_path)
+    with pytest.raises(ValueError, match="`systems` has no 'c4', expected one of: c3, deepseek_ocr"):
+        run(settings(tiny_checkpoint, system="c4"), data_dir, tmp_path)
+
+
+def test_equal_ids_are_refused(tiny_checkpoint, data_dir, tmp_path):
+    doubled = tmp_path / "data"
+    doubled.mkdir()
+    for name in ("passages_en", "passages_zh"):
+        (doubled / f"{name}.jsonl.gz").write_bytes((data_dir / "eval" / "passages_en.jsonl.gz").read_bytes())
+    with pytest.raises(ValueError, match="gives task 'passages' items with equal ids"):
+        run(settings(tiny_checkpoint, tasks=("passages",)), doubled, tmp_path / "out")
+
+
+def test_missing_run_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
+        read_config(tmp_path)
+
+
+def test_command_runs_and_prints_a_line_a_task(tiny_checkpoint, data_dir, tmp_path, capsys):
+    words = ["evaluate", "--model", str(tiny_checkpoint), "--data-dir", str(data_dir), "--output", str(tmp_path)]
+    words += ["--tasks", "edge_cases", "multidoc_qa", "--max-new-tokens", "4", "--answer-tokens", "4"]
+    assert main([*words, "--device", "cpu", "--segment-tokens", "48"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("edge_cases          5 items")
+    assert "best_subspan_match 0.0000" in lines[1]
