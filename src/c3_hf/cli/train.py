@@ -1,0 +1,30 @@
+"""`c3-hf train`: train a C3 model by a recipe."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a C3 model by a YAML recipe",
+        description="Train a C3 model by a YAML recipe (examples/recipes). Any field of the recipe can be overridden: "
+        "--max_steps 100 --data_dir texts. A run that was interrupted goes on from its last checkpoint.",
+    )
+    parser.add_argument("recipe", help="YAML file, see docs/training.md")
+    parser.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="--FIELD VALUE", help="recipe fields to override"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    try:
+        from ..training.train import main
+    except ImportError as error:
+        raise ImportError(f"`c3-hf train` needs the extra: pip install c3_hf[train] ({error})") from error
+    main([args.recipe, *args.overrides])
+    return 0

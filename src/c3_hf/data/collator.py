@@ -1,0 +1,219 @@
+"""Batches from samples: contexts and prompts tokenised, padded apart and labelled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+
+from ..modeling.prompt_c3 import CONTEXT_TOKEN
+from .lengths import SampleKey
+from .mixture import Sample
+from .schema import TrainingExample
+
+
+# What the collator counts. An over-long example stays in the batch without labels; the others train.
+OUTCOMES = ("examples", "over_long_context", "over_long_prompt", "empty_answer", "literal_special_in_answer")
+_IGNORE = -100
+
+
+@dataclass
+class C3DataCollator:
+    """Collator of training samples.
+
+    Prompts and labels come from the processor's own template. Prompt and reply are tokenised apart, as they are when
+    the model generates, so the ids before an answer are exactly those `generate` starts from.
+
+    Args:
+        processor: a `C3Processor`.
+        max_context_tokens: an example with a longer context carries no loss, and the context is cut; counted.
+        max_prompt_tokens: an example with a longer prompt (latent block and answers included) carries no loss, and
+            the prompt is cut behind its blocks; counted.
+        token_noise: highest share of the decoder's input tokens inside answers that are replaced by random words;
+            the share of a sample is drawn evenly from 0 to this. Labels stay clean, so the model learns to find its
+            place in the text again after an error of its own.
+        noise_from_step: first optimizer step with noise.
+        teacher_inputs: also return what the distillation teacher reads.
+        pad_to_multiple_of: prompts and contexts are padded to multiples of this: few shapes for compiled code.
+        seed: of the noise.
+
+    A batch holds, as `torch.long` tensors,
+
+    - `input_ids`, `attention_mask`, `labels`: `(batch_size, sequence_length)`, right-padded;
+    - `context_input_ids`, `context_attention_mask`: `(batch_size, num_contexts, context_length)`, right-padded to the
+      planned length of the batch; at least one column, masked where an example has no context, so that every process
+      of a distributed run uses all its parameters;
+    - `logits_to_keep`: int, the last positions that hold all labels and the position before the first;
+    - `outcome_counts`: `(len(OUTCOMES),)`;
+    - `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels` if asked for.
+    """
+
+    processor: ProcessorMixin
+    max_context_tokens: int = 8192
+    max_prompt_tokens: int = 8192
+    token_noise: float = 0.0
+    noise_from_step: int = 0
+    teacher_inputs: bool = False
+    pad_to_multiple_of: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Special tokens have the highest ids.
+        self._first_special = min(self.processor.tokenizer.added_tokens_decoder)
+
+    def without_noise(self) -> C3DataCollator:
+        """The same collator for evaluation: no noise, no teacher inputs."""
+        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False)
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Make a batch, see the class."""
+        counts = dict.fromkeys(OUTCOMES, 0)
+        counts["examples"] = len(samples)
+        contexts, prompts, teachers = [], [], []
+        for sample in samples:
+            context_ids, prompt = self._encode(sample, counts)
+            contexts.append(context_ids)
+            prompts.append(prompt)
+            if self.teacher_inputs:
+                teachers.append(self._encode_teacher(sample.example, labelled=bool(prompt.has_labels)))
+        pad = self.processor.tokenizer.pad_token_id
+        multiple = self.pad_to_multiple_of
+        labels = _pad([prompt.labels for prompt in prompts], _IGNORE, multiple)
+        inputs = [self._with_noise(prompt, sample.key) for prompt, sample in zip(prompts, samples)]
+        context_batch = _pad_contexts(contexts, max(sample.key.length for sample in samples), pad, multiple)
+        batch = {
+            "input_ids": _pad(inputs, pad, multiple),
+            "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0, multiple),
+            "labels": labels,
+            **context_batch,
+            "logits_to_keep": _logits_to_keep(labels),
+            "outcome_counts": torch.tensor([counts[name] for name in OUTCOMES]),
+        }
+        if self.teacher_inputs:
+            ids = [teacher.ids for teacher in teachers]
+            batch["teacher_input_ids"] = _pad(ids, pad)
+            batch["teacher_attention_mask"] = _pad([[1] * len(row) for row in ids], 0)
+            batch["teacher_labels"] = _pad([teacher.labels for teacher in teachers], _IGNORE)
+        return batch
+
+    def _encode(self, sample: Sample, counts: dict[str, int]) -> tuple[list[list[int]], _Prompt]:
+        example = sample.example
+        tokenizer = self.processor.tokenizer
+        texts = [
+            part["text"] for message in example.messages for part in message["content"] if part["type"] == "context"
+        ]
+        contexts = [self.processor.tokenize_context(text) for text in texts]
+        for message, carries_loss in zip(example.messages, example.loss):
+            if carries_loss:
+                answer = "".join(part["text"] for part in message["content"])
+                counts["empty_answer"] += not answer
+                counts["literal_special_in_answer"] += any(word in answer for word in tokenizer.all_special_tokens)
+        prompt = self._tokenize(example)
+        long_context = any(len(ids) > self.max_context_tokens for ids in contexts)
+        long_prompt = len(prompt.ids) > self.max_prompt_tokens
+        counts["over_long_context"] += long_context
+        counts["over_long_prompt"] += long_prompt
+        if long_prompt:
+            prompt, contexts = self._cut_prompt(prompt), []
+        if long_context or long_prompt:
+            prompt = prompt.without_labels()
+        return [ids[: self.max_context_tokens] for ids in contexts], prompt
+
+    def _cut_prompt(self, prompt: _Prompt) -> _Prompt:
+        # Without its contexts the prompt may end anywhere; what is left carries no loss and only fills its row.
+        placeholder = self.processor.tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN)
+        ids = [token for token in prompt.ids if token != placeholder][: self.max_prompt_tokens]
+        return _Prompt(ids, [_IGNORE] * len(ids))
+
+    def _encode_teacher(self, example: TrainingExample, labelled: bool) -> _Prompt:
+        messages = tuple(
+            {**message, "content": [{"type": "text", "text": "".join(part["text"] for part in message["content"])}]}
+            for message in example.messages
+        )
+        prompt = self._tokenize(dataclasses.replace(example, messages=messages))
+        return prompt if labelled else prompt.without_labels()
+
+    def _tokenize(self, example: TrainingExample) -> _Prompt:
+        """Ids and labels of the rendered conversation, tokenised in the pieces generation would see."""
+        pieces, rendered = [], ""
+        for number, carries_loss in enumerate(example.loss):
+            if not carries_loss:
+                continue
+            before = self._render(example.messages[:number], add_generation_prompt=True)
+            after = self._render(example.messages[: number + 1], add_generation_prompt=False)
+            if not (before.startswith(rendered) and after.startswith(before)):
+                raise ValueError(
+                    "The chat template of the `processor` does not render a conversation as the beginning of a longer "
+                    "one, so the answers cannot be told from the prompts. Use a template that only appends."
+                )
+            pieces += [before[len(rendered) :], after[len(before) :]]
+            rendered = after
+        prompt = _Prompt([], [])
+        encoded = self.processor.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        for number, ids in enumerate(encoded):
+            prompt.append(ids, labelled=number % 2 == 1)
+        return prompt
+
+    def _render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return self.processor.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def _with_noise(self, prompt: _Prompt, key: SampleKey) -> list[int]:
+        if not self.token_noise or key.step < self.noise_from_step:
+            return prompt.ids
+        rng = np.random.default_rng([self.seed, 2, key.index])
+        ids, labels = np.array(prompt.ids), np.array(prompt.labels)
+        ordinary = (labels != _IGNORE) & (ids < self._first_special)
+        noisy = ordinary & (rng.random(len(ids)) < rng.uniform(0, self.token_noise))
+        return np.where(noisy, rng.integers(0, self._first_special, len(ids)), ids).tolist()
+
+
+@dataclass
+class _Prompt:
+    """Token ids of one row and their labels, not shifted."""
+
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def has_labels(self) -> bool:
+        return any(label != _IGNORE for label in self.labels)
+
+    def append(self, ids: list[int], labelled: bool) -> None:
+        self.ids += ids
+        self.labels += ids if labelled else [_IGNORE] * len(ids)
+
+    def without_labels(self) -> _Prompt:
+        return _Prompt(self.ids, [_IGNORE] * len(self.ids))
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:
+    length = -(-max(len(row) for row in rows) // multiple) * multiple
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+
+
+def _pad_contexts(
+    contexts: Sequence[Sequence[Sequence[int]]], length: int, pad: int, multiple: int
+) -> dict[str, torch.Tensor]:
+    num_contexts = max(1, max(len(row) for row in contexts))
+    length = max(1, length, max((len(ids) for row in contexts for ids in row), default=0))
+    length = -(-length // multiple) * multiple
+    ids = torch.full((len(contexts), num_contexts, length), pad)
+    mask = torch.zeros_like(ids)
+    for row, texts in enumerate(contexts):
+        for column, text in enumerate(texts):
+            ids[row, column, : len(text)] = torch.tensor(text, dtype=torch.long)
+            mask[row, column, : len(text)] = 1
+    return {"context_input_ids": ids, "context_attention_mask": mask}
+
+
+def _logits_to_keep(labels: torch.Tensor) -> int:
+    labelled = (labels != _IGNORE).any(dim=0).nonzero()
+    first = int(labelled[0]) if len(labelled) else labels.shape[1] - 1
+    return labels.shape[1] - first + 1

@@ -1,0 +1,145 @@
+"""How long each training sample is, and how samples are grouped into batches of one length.
+
+Restoring is learnt fast only if lengths start short and grow slowly, so the longest permitted length, the ceiling,
+rises during training: along a curve given beforehand, or whenever the model has mastered the lengths it sees. All
+micro-batches of one optimizer step share one length: padding is small, compiled code sees few shapes, and how a step
+is divided into micro-batches and processes does not change its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class SampleKey(NamedTuple):
+    """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step."""
+
+    index: int
+    length: int
+    step: int = 0
+
+
+class LengthSchedule:
+    """Longest context of every optimizer step.
+
+    Args:
+        min_tokens: shortest length, in tokens, at least 1.
+        ceiling: `(step, tokens)` pairs with rising steps; between them the ceiling is interpolated linearly, and
+            after the last one it stays. `raise_ceiling` adds pairs while training.
+        multiple: lengths are rounded up to multiples of this.
+        long_share: share of the steps (0 to 1) whose length lies in the upper fifth below the ceiling; the others
+            lie evenly between `min_tokens` and the ceiling.
+        seed: lengths are a function of this, the step and the ceiling alone.
+
+    Raises:
+        ValueError: for a ceiling that is empty, out of order or below `min_tokens`, or a non-positive `multiple`.
+    """
+
+    def __init__(
+        self,
+        min_tokens: int,
+        ceiling: Sequence[tuple[int, int]],
+        multiple: int = 16,
+        long_share: float = 0.4,
+        seed: int = 0,
+    ) -> None:
+        steps = [step for step, _ in ceiling]
+        if not steps or steps != sorted(set(steps)) or min(tokens for _, tokens in ceiling) < min_tokens:
+            raise ValueError(
+                f"`ceiling` must be (step, tokens) pairs with rising steps and at least `min_tokens`={min_tokens} "
+                f"tokens, got {list(ceiling)}."
+            )
+        if min_tokens < 1 or multiple < 1:
+            raise ValueError(f"`min_tokens` and `multiple` must be positive, got {min_tokens} and {multiple}.")
+        self.min_tokens = min_tokens
+        self.ceiling = [(int(step), int(tokens)) for step, tokens in ceiling]
+        self.multiple = multiple
+        self.long_share = long_share
+        self.seed = seed
+
+    def ceiling_at(self, step: int) -> int:
+        """Longest length permitted at `step`, in tokens."""
+        steps, tokens = zip(*self.ceiling)
+        return int(np.interp(step, steps, tokens))
+
+    def raise_ceiling(self, step: int, tokens: int) -> None:
+        """Let the ceiling be `tokens` from `step` on, without a ramp; earlier steps keep theirs."""
+        before = self.ceiling_at(step)
+        self.ceiling = [pair for pair in self.ceiling if pair[0] < step - 1]
+        self.ceiling += [(step - 1, before), (step, tokens)]
+
+    def length_at(self, step: int) -> int:
+        """Length the samples of `step` are padded to, in tokens."""
+        rng = np.random.default_rng([self.seed, step])
+        ceiling = self.ceiling_at(step)
+        if rng.random() < self.long_share:
+            length = ceiling * rng.uniform(0.8, 1.0)
+        else:
+            length = rng.uniform(self.min_tokens, ceiling)
+        return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
+
+    def draw(self, rng: np.random.Generator, padded_length: int) -> int:
+        """Length of one sample inside a batch padded to `padded_length`, in tokens."""
+        return int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))
+
+
+class LengthGroupedBatches(Sampler):
+    """Batch sampler that yields lists of `SampleKey`, one length a step.
+
+    The k-th sample of a step is the same whatever the division into micro-batches, so a batch of 1 with 8
+    accumulation steps trains on what a batch of 8 trains on.
+
+    Args:
+        schedule: lengths by step.
+        num_steps: optimizer steps in the run.
+        micro_batches_per_step: gradient accumulation steps times processes.
+        batch_size: samples of a micro-batch.
+        batch_tokens: if given, the size of a micro-batch is instead this many tokens divided by the length plus
+            `overhead_tokens`, between 1 and `max_batch_size`.
+        overhead_tokens: tokens a sample costs beyond its context, see `batch_tokens`.
+        max_batch_size: see `batch_tokens`.
+    """
+
+    # Accelerate takes this as "batches may differ in size".
+    batch_size = None
+    drop_last = True
+
+    def __init__(
+        self,
+        schedule: LengthSchedule,
+        num_steps: int,
+        micro_batches_per_step: int,
+        batch_size: int,
+        batch_tokens: int | None = None,
+        overhead_tokens: int = 48,
+        max_batch_size: int = 64,
+    ) -> None:
+        self.schedule = schedule
+        self.num_steps = num_steps
+        self.micro_batches_per_step = micro_batches_per_step
+        self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
+        self._overhead_tokens = overhead_tokens
+        self._max_batch_size = max_batch_size
+
+    def __len__(self) -> int:
+        return self.num_steps * self.micro_batches_per_step
+
+    def size_for(self, length: int) -> int:
+        """Samples of a micro-batch whose contexts are padded to `length` tokens."""
+        if self._batch_tokens is None:
+            return self._batch_size
+        return min(max(self._batch_tokens // (length + self._overhead_tokens), 1), self._max_batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        index = 0
+        for step in range(self.num_steps):
+            length = self.schedule.length_at(step)
+            size = self.size_for(length)
+            for _ in range(self.micro_batches_per_step):
+                yield [SampleKey(index + offset, length, step) for offset in range(size)]
+                index += size

@@ -1,0 +1,1 @@
+"""Training C3 with transformers' Trainer. Needs the extra `train`."""

@@ -1,0 +1,115 @@
+"""The model of a run: built new or loaded, parts frozen, LoRA put in."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+
+from ..modeling.configuration_c3 import C3Config
+from ..modeling.modeling_c3 import C3ForConditionalGeneration
+from ..modeling.processing_c3 import C3Processor
+from ..modeling.prompt_c3 import (
+    CONTEXT_END_TOKEN,
+    CONTEXT_START_TOKEN,
+    CONTEXT_TOKEN,
+    INLINE_CONTEXT_END_TOKEN,
+    INLINE_CONTEXT_START_TOKEN,
+    STOP_TOKEN,
+)
+from .arguments import PARTS, ModelArguments
+
+
+logger = logging.get_logger(__name__)
+
+# Where LoRA goes: the linear layers of one half. Plain layer names would hit both halves, since they share them.
+_LORA_TARGETS = {"encoder": r"model\.encoder\.layers\..*_proj", "decoder": r"model\.language_model\.layers\..*_proj"}
+
+
+def prepare_model(arguments: ModelArguments) -> tuple[nn.Module, C3Processor]:
+    """Build or load the model of a run and its processor.
+
+    Returns:
+        The model, a PEFT model if `arguments.lora` names a half, and the processor.
+
+    Raises:
+        ImportError: if LoRA is asked for without `peft`.
+    """
+    if arguments.model_name_or_path is None:
+        model, processor = new_model(arguments)
+    else:
+        model = C3ForConditionalGeneration.from_pretrained(arguments.model_name_or_path)
+        processor = C3Processor.from_pretrained(arguments.model_name_or_path)
+    if arguments.attn_implementation is not None:
+        model.set_attn_implementation(arguments.attn_implementation)
+    freeze_parts(model, arguments.freeze)
+    if arguments.lora:
+        model = add_lora(model, arguments)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(f"{trained:,} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters train.")
+    return model, processor
+
+
+def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3Processor]:
+    """Build an untrained model whose two halves share the vocabulary of the tokenizer at `tokenizer_path`."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_path)
+    end_of_turn, end_of_text = tokenizer.convert_tokens_to_ids([STOP_TOKEN, tokenizer.eos_token])
+    ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
+    shared = {"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": True, **ids}
+    config = C3Config(
+        text_config={**shared, **arguments.text_config},
+        encoder_config={**shared, **arguments.encoder_config},
+        num_latents=arguments.num_latents,
+        context_start_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_START_TOKEN),
+        context_end_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_END_TOKEN),
+        context_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN),
+        inline_context_start_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_START_TOKEN),
+        inline_context_end_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_END_TOKEN),
+    )
+    model = C3ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=end_of_text,
+        eos_token_id=[end_of_turn, end_of_text],
+        pad_token_id=end_of_text,
+        do_sample=False,
+        max_new_tokens=4096,
+    )
+    return model, C3Processor(tokenizer, num_latents=arguments.num_latents)
+
+
+def freeze_parts(model: C3ForConditionalGeneration, parts: list[str]) -> None:
+    """Switch off the gradients of the named parts, see `PARTS`."""
+    for part in parts:
+        for name, parameter in model.named_parameters():
+            if name.startswith(PARTS[part]):
+                parameter.requires_grad_(False)
+
+
+def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn.Module:
+    """Wrap the model with LoRA matrices on the halves `arguments.lora` names.
+
+    The latent queries and the projector, new in every C3 model, train in full unless they are frozen.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError("`lora` needs peft. Install the extra: pip install c3_hf[train]") from error
+    config = LoraConfig(
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules="|".join(f"({_LORA_TARGETS[half]})" for half in arguments.lora),
+        modules_to_save=[part for part in ("projector", "latent_queries") if part not in arguments.freeze],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile every transformer layer of both halves, in place and for any shape.
+
+    The layers of a half share one program, which takes a minute or two to build; the whole model would take many.
+    """
+    for name, module in model.named_modules():
+        if name.rpartition(".")[0].endswith("layers"):
+            module.compile(dynamic=True)

@@ -1,0 +1,76 @@
+"""Make the model that lies in the package from a training checkpoint.
+
+`python -m c3_hf.training.package CHECKPOINT FOLDER` writes bfloat16 weights, configuration, processor and tokenizer,
+and leaves out the remote code: the package is the one copy of it. `save_pretrained` from the folder writes a complete
+Hub folder again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..modeling.modeling_c3 import C3ForConditionalGeneration
+from ..modeling.processing_c3 import C3Processor
+
+
+# What a package folder holds, apart from its README.
+PACKAGE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_LARGEST_SHARD = "1GB"
+
+
+def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
+    """Write the model of `checkpoint` into `folder` in bfloat16, without code; files are replaced one by one.
+
+    Raises:
+        ValueError: if the checkpoint does not yield all of `PACKAGE_FILES`.
+    """
+    model = C3ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    processor = C3Processor.from_pretrained(checkpoint)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as staging:
+        model.save_pretrained(staging, max_shard_size=_LARGEST_SHARD)
+        processor.save_pretrained(staging)
+        written = {path.name for path in Path(staging).iterdir()}
+        if not written >= set(PACKAGE_FILES):
+            raise ValueError(f"`checkpoint` {str(checkpoint)!r} gave no {sorted(set(PACKAGE_FILES) - written)}.")
+        for name in PACKAGE_FILES:
+            source = Path(staging) / name
+            if source.suffix == ".json":
+                _drop_code_references(source)
+            source.chmod(0o644)
+            os.replace(source, folder / name)
+
+
+def _drop_code_references(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "auto_map" in content:
+        del content["auto_map"]
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse `CHECKPOINT FOLDER` and write the package folder."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if len(arguments) != 2:
+        raise SystemExit("usage: python -m c3_hf.training.package CHECKPOINT FOLDER")
+    package_checkpoint(*arguments)
+
+
+if __name__ == "__main__":
+    main()

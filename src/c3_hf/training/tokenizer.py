@@ -1,0 +1,93 @@
+"""Train the tokenizer of a small C3: byte-level BPE with the Qwen split and the released model's special strings.
+
+The result differs from the released vocabulary in its words only: pre-tokenisation, normalisation, decoding and the
+217 special strings with their order are the same, so every prompt and every processor setting carries over.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ..modeling.prompt_c3 import install_escapes
+
+
+# The pre-tokenisation of Qwen: digits one by one, words with one leading character, runs of other characters.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+END_OF_TEXT = "<|endoftext|>"
+# The special strings of the released vocabulary, in the order of their ids (151643 to 151859 there).
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{index}|>" for index in range(205)),
+    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
+)
+MAX_WORD_LENGTH = 24
+
+
+def read_texts(path: str | Path, share: float = 1.0, seed: int = 0) -> Iterator[str]:
+    """Yield the "text" fields of a JSONL file (plain or gzip), each record kept with probability `share` (0 to 1)."""
+    rng = np.random.default_rng(seed)
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            if share >= 1 or rng.random() < share:
+                yield json.loads(line)["text"]
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer with `vocab_size` entries, special tokens included, on `texts`.
+
+    Args:
+        texts: documents; the result is a function of their contents and order.
+        vocab_size: all entries; at least 256 bytes + 217 special tokens.
+
+    Returns:
+        A fast tokenizer that reads escapes, with the chat template; left padding, `<|endoftext|>` ends and pads.
+
+    Raises:
+        ValueError: if `vocab_size` leaves no room for the bytes and the special tokens.
+    """
+    num_words = vocab_size - len(SPECIAL_TOKENS)
+    if num_words < 256:
+        raise ValueError(
+            f"`vocab_size` is {vocab_size}, but the 256 bytes and {len(SPECIAL_TOKENS)} special tokens need at least "
+            f"{256 + len(SPECIAL_TOKENS)}. Give a larger `vocab_size`."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_words,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=MAX_WORD_LENGTH,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in SPECIAL_TOKENS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+    )
+    install_escapes(fast)
+    return fast

@@ -1,0 +1,199 @@
+"""A thin layer over transformers' Trainer: batches by length, two learning rates, distillation, whole checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import ProcessorMixin, Trainer, TrainerCallback
+
+from ..data.collator import OUTCOMES, C3DataCollator
+from ..data.lengths import LengthGroupedBatches
+from .arguments import PARTS, C3TrainingArguments
+from .checkpoints import STAGING_FOLDER, publish_checkpoint
+from .curriculum import AdaptiveCurriculum
+from .held_out import HeldOutText, free_running_precision, token_accuracy
+from .loss import count_right, distillation_loss, token_loss
+
+
+class JsonlLog(TrainerCallback):
+    """Appends every log entry to a JSONL file, with the step and the seconds since the start of the process."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._start = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Write one line; called by the Trainer."""
+        if not state.is_world_process_zero or not logs:
+            return
+        entry = {"step": state.global_step, "seconds": round(time.monotonic() - self._start, 1), **logs}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class C3Trainer(Trainer):
+    """Trainer of C3 models.
+
+    Args:
+        model: a `C3ForConditionalGeneration`, or a PEFT model around one.
+        args: training arguments.
+        processor: saved with every checkpoint, and used for free-running evaluation.
+        data_collator: makes batches from samples.
+        train_dataset: `MixtureDataset` or `StreamingMixtureDataset`.
+        batches: the plan of lengths and batch sizes.
+        eval_texts: held-out texts to restore; empty for none.
+        num_teacher_forced: texts of a source and ratio whose token accuracy is measured.
+        num_free_running: texts of a source and ratio restored freely; 0 for none.
+        curriculum: raises the ceiling of the plan as the model gets better; its history is part of every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: C3TrainingArguments,
+        processor: ProcessorMixin,
+        data_collator: C3DataCollator,
+        train_dataset: Any,
+        batches: LengthGroupedBatches,
+        eval_texts: list[HeldOutText],
+        num_free_running: int = 0,
+        curriculum: AdaptiveCurriculum | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_texts or None,
+            compute_loss_func=token_loss,
+            callbacks=[JsonlLog(Path(args.output_dir) / "log.jsonl")],
+        )
+        self.processor = processor
+        self._batches = batches
+        self._curriculum = curriculum
+        self._num_free_running = num_free_running
+        self._eval_collator = data_collator.without_noise()
+        self._staging = False
+        self._tokens = 0
+        self._clock = time.monotonic()
+        self._outcomes = torch.zeros(len(OUTCOMES), dtype=torch.long)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of the planned batches."""
+        loader: dict[str, Any] = {
+            "collate_fn": self.data_collator,
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+        }
+        if isinstance(self.train_dataset, IterableDataset):
+            loader["batch_size"] = self.args.per_device_train_batch_size
+        else:
+            loader["batch_sampler"] = self._batches
+        return self.accelerator.prepare(DataLoader(self.train_dataset, **loader))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer, then give the decoder's parameters their own learning rate."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.decoder_lr_ratio == 1.0:
+            return optimizer
+        model = args[0] if args and args[0] is not None else self.model
+        decoder = {id(p) for name, p in model.named_parameters() if _is_decoder(name)}
+        groups = []
+        for group in optimizer.param_groups:
+            for ratio, inside in ((1.0, False), (self.args.decoder_lr_ratio, True)):
+                members = [p for p in group["params"] if (id(p) in decoder) is inside]
+                if members:
+                    groups.append({**group, "params": members, "lr": group["lr"] * ratio})
+        optimizer.param_groups = groups
+        return optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Token loss over the labels, plus the distillation loss where it is asked for."""
+        inputs = dict(inputs)
+        self._outcomes += inputs.pop("outcome_counts").cpu()
+        self._tokens += inputs["input_ids"].numel() + inputs["context_input_ids"].numel()
+        teacher = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self._curriculum is not None:
+            counts = self.accelerator.reduce(count_right(outputs.logits, labels), "sum").tolist()
+            context_length = inputs["context_input_ids"].shape[-1]
+            self._curriculum.update(self.state.global_step, context_length, *counts)
+        if self.args.distillation_weight > 0:
+            scale = kwargs.get("num_items_in_batch")
+            extra = distillation_loss(model, outputs.logits, labels, teacher, num_items_in_batch=scale)
+            loss = loss + self.args.distillation_weight * extra
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Restore the held-out texts and log the results by source and ratio."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=True)
+        model.eval()
+        metrics: dict[str, float] = {}
+        # Generation grows its cache by one position a step, which compiled layers would be compiled for anew.
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            for source, ratio in dict.fromkeys((text.source, text.ratio) for text in self.eval_dataset):
+                texts = [item.text for item in self.eval_dataset if (item.source, item.ratio) == (source, ratio)]
+                name = f"{metric_key_prefix}_{source}_{ratio:g}x"
+                metrics[f"{name}_token_accuracy"] = token_accuracy(model, self._eval_collator, texts)
+                if self._num_free_running:
+                    metrics[f"{name}_char_precision"] = free_running_precision(
+                        model, self.processor, texts[: self._num_free_running]
+                    )
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._clock = time.monotonic()
+        return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add tokens per second and the collator's counts to a training entry, then log it."""
+        if "loss" in logs:
+            now = time.monotonic()
+            counts = torch.cat([torch.tensor([self._tokens]), self._outcomes]).to(self.args.device)
+            counts = self.accelerator.reduce(counts, "sum").tolist()
+            step_length = self._batches.schedule.ceiling_at(self.state.global_step)
+            logs = {**logs, "tokens_per_second": round(counts[0] / (now - self._clock), 1), "ceiling": step_length}
+            logs.update({f"outcome_{name}": count for name, count in zip(OUTCOMES, counts[1:]) if count})
+            self._tokens, self._clock = 0, now
+            self._outcomes.zero_()
+        super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and the processor beside it."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.processor.save_pretrained(output_dir or self.args.output_dir)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        run_dir = Path(super()._get_output_dir(trial))
+        return str(run_dir / STAGING_FOLDER if self._staging else run_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._curriculum is not None and self.args.should_save:
+            folder = Path(self.args.output_dir) / STAGING_FOLDER / f"checkpoint-{self.state.global_step}"
+            self._curriculum.save(folder)
+        # Written beside its place and moved when whole, so that a run killed while saving finds no half checkpoint.
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            publish_checkpoint(self.args.output_dir, name, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+
+def _is_decoder(name: str) -> bool:
+    bare = name.removeprefix("module.").removeprefix("base_model.model.")
+    return bare.startswith(PARTS["decoder"])
