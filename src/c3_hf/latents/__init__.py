@@ -2,9 +2,9 @@
 
 from .compressing import compress
 from .context import CompressedContext
-from .restored import RestoredText, restore
+from .restored import RestoredText, iter_restored, restore
 from .restoring import restore_texts
 from .verification import verify
 
 
-__all__ = ["CompressedContext", "RestoredText", "compress", "restore", "restore_texts", "verify"]
+__all__ = ["CompressedContext", "RestoredText", "compress", "iter_restored", "restore", "restore_texts", "verify"]

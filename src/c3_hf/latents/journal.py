@@ -34,7 +34,7 @@ class Journal:
         path: The journal's own path.
 
     Attributes:
-        header: What the file shall say of itself; `None` until [`start`] or a journal with a whole first record.
+        header: What the file shall say of itself; `None` before [`start`] where there was no journal to go on with.
         num_records: Groups of segments that are safely written.
     """
 
@@ -47,15 +47,18 @@ class Journal:
             self._recover()
 
     def start(self, header: dict[str, Any]) -> None:
-        """Begin a new journal, in place of whatever is there."""
-        self.header, self.num_records, self._end = header, 0, len(MAGIC)
-        with self.path.open("wb") as file:
-            file.write(MAGIC)
-        self._append(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
+        """Begin a new journal, in place of whatever is there. The file comes into being with the first segments."""
+        self.header, self.num_records, self._end = header, 0, 0
 
     def append(self, tensors: Tensors) -> None:
         """Write a group of segments; when this returns, it is on the disk."""
-        metadata = metadata_of(self.header or {}, tensors)
+        header = self.header or {}
+        if not self.num_records:
+            self._end = len(MAGIC)
+            with self.path.open("wb") as file:
+                file.write(MAGIC)
+            self._append(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
+        metadata = metadata_of(header, tensors)
         self._append(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
         self.num_records += 1
 
@@ -97,12 +100,9 @@ class Journal:
                 raise ValueError(
                     f"`path`: {self.path} is no journal of `c3-hf compress`, it starts with {start!r}. Move it away."
                 )
-            payload = _read_record(file) if start == MAGIC else None
-            if payload is None:
-                return
-            self.header = json.loads(payload)
-            self._end = file.tell()
-            while _read_record(file) is not None:
+            header = _read_record(file) if start == MAGIC else None
+            while header is not None and _read_record(file) is not None:
+                self.header = json.loads(header)
                 self.num_records += 1
                 self._end = file.tell()
 
