@@ -1,0 +1,130 @@
+"""Checkpoints in the released layout: made up for a test, or the goldens, converted once a session."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from c3_hf.conversion.convert_c3_to_hf import convert
+from c3_hf.conversion.qwen_tiktoken import SPECIAL_TOKENS
+
+
+GOLDEN_SETS = ("tiny_a", "vocab_b")
+# Bytes, and a few words that need merges of merges.
+WORDS = (b"th", b"the", b" t", b" the", b"in", b"ing", b"\xe4\xb8", b"\xe4\xb8\xad")
+NUM_RANKS = 256 + len(WORDS)
+VOCAB_SIZE = NUM_RANKS + len(SPECIAL_TOKENS)
+
+
+def ranks_text(newline: str = "\n") -> str:
+    tokens = [bytes([value]) for value in range(256)] + list(WORDS)
+    return "".join(f"{base64.b64encode(token).decode()} {rank}{newline}" for rank, token in enumerate(tokens))
+
+
+class ReleasedFolder:
+    """A random checkpoint in the released layout, to be bent by a test before it is written."""
+
+    def __init__(self, num_latents: int = 3, dtype: torch.dtype = torch.float32, tied: bool = True, **main_changes):
+        common = {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "eos_token_id": NUM_RANKS,
+        }
+        main = Qwen2Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=16,
+            intermediate_size=24,
+            tie_word_embeddings=tied,
+            rope_theta=50000.0,
+            rms_norm_eps=1e-5,
+            **common,
+        )
+        encoder = Qwen2Config(
+            vocab_size=VOCAB_SIZE + 5, hidden_size=8, intermediate_size=12, tie_word_embeddings=True, **common
+        )
+        torch.manual_seed(7)
+        self.main = self._weights(Qwen2ForCausalLM(main), dtype)
+        self.encoder = self._weights(Qwen2ForCausalLM(encoder), dtype)
+        if tied:
+            del self.main["lm_head.weight"]
+        del self.encoder["lm_head.weight"]
+        self.main["model.Q.weight"] = torch.randn(num_latents, 8).to(dtype)
+        self.main["model.mm_projector.weight"] = torch.randn(16, 8).to(dtype)
+        self.main["model.mm_projector.bias"] = torch.randn(16).to(dtype)
+        self.main_config = self._config(main, dtype, rope_theta=50000.0) | {
+            "model_type": "C3",
+            "architectures": ["C3QwenForCausalLM"],
+            "latent_token_len": num_latents,
+            "contexts_compression_llm_hidden_size": 8,
+            "im_start_token": NUM_RANKS + 214,
+            "im_end_token": NUM_RANKS + 215,
+            "im_patch_token": NUM_RANKS + 216,
+            "use_im_start_end": True,
+            **main_changes,
+        }
+        self.encoder_config = self._config(encoder, dtype, rope_theta=10000.0)
+        self.tiktoken: str | None = ranks_text()
+
+    @staticmethod
+    def _weights(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return {name: (tensor * 5).to(dtype) for name, tensor in model.state_dict().items()}
+
+    @staticmethod
+    def _config(config: Qwen2Config, dtype: torch.dtype, rope_theta: float) -> dict:
+        kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        kept += ("num_key_value_heads", "eos_token_id", "rms_norm_eps", "tie_word_embeddings")
+        return {key: getattr(config, key) for key in kept} | {
+            "model_type": "qwen2",
+            "rope_theta": rope_theta,
+            "max_position_embeddings": 512,
+            "use_sliding_window": False,
+            "sliding_window": 512,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def write(self, folder: Path, main_shards: int = 1, encoder_shards: int = 1) -> Path:
+        self._write_half(folder, self.main_config, self.main, main_shards)
+        self._write_half(folder / "llm1", self.encoder_config, self.encoder, encoder_shards)
+        if self.tiktoken is not None:
+            (folder / "qwen.tiktoken").write_bytes(self.tiktoken.encode())
+        return folder
+
+    @staticmethod
+    def _write_half(folder: Path, config: dict, weights: dict[str, torch.Tensor], shards: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if shards == 1:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            return
+        weight_map = {}
+        for number in range(shards):
+            name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+            part = {key: weights[key] for key in list(weights)[number::shards]}
+            save_file(part, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(part, name)
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+@pytest.fixture
+def released() -> Callable[..., ReleasedFolder]:
+    """The class of made-up checkpoints."""
+    return ReleasedFolder
+
+
+@pytest.fixture(scope="session")
+def converted_goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both golden checkpoints, converted with verification: name to folder."""
+    folders = {}
+    for name in GOLDEN_SETS:
+        folders[name] = tmp_path_factory.mktemp("goldens") / name
+        convert(shared_dir / "goldens" / name / "checkpoint", folders[name], verify=True)
+    return folders
