@@ -126,7 +126,7 @@ def test_commands_load_with_the_standard_library_alone():
         for statement in parse(path).body:
             if isinstance(statement, ast.Import):
                 names = [alias.name for alias in statement.names]
-            elif isinstance(statement, ast.ImportFrom):
+            elif isinstance(statement, ast.ImportFrom) and statement.level == 0:
                 names = [statement.module]
             else:
                 continue

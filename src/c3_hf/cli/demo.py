@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from .loading import add_model_arguments, load_model
+
 
 SAMPLE = """\
 The night train left the harbour a little after nine. Rain ran down the windows in thin crooked lines, and the lamps \
@@ -30,8 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Compress a text into latents, restore it from them alone, and show both with the differences.",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="UTF-8 text, or - for stdin (default: a sample)")
-    parser.add_argument("--model", help="a C3 model, folder or Hub id (default: the bundled c3-tiny, offline)")
     parser.add_argument("--ratio", type=float, default=3.0, help="tokens per latent at most (default: %(default)s)")
+    add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -43,24 +45,21 @@ def run(args: argparse.Namespace) -> int:
     if not 0 < args.ratio < float("inf"):
         raise ValueError(f"`--ratio` must be positive, 3 for three tokens per latent, got {args.ratio}")
 
-    from transformers import AutoModelForCausalLM, AutoProcessor
-    from transformers.utils import logging
+    import torch
 
-    from c3_hf import tiny_model_path
     from c3_hf.evaluation.metrics.char_precision import char_precision
     from c3_hf.latents.restoring import restore_texts
     from c3_hf.latents.segmentation import iter_segments
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    path = args.model or tiny_model_path()
-    processor = AutoProcessor.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
-
+    if args.model is None:
+        # The bundled model is so small that a second thread costs more than it brings, on a busy machine far more.
+        torch.set_num_threads(1)
+    model, processor = load_model(args)
     started = time.perf_counter()
     num_latents = model.config.num_latents
     segments = list(iter_segments(text, processor.encoder_tokenizer, int(num_latents * args.ratio)))
-    restored = "".join(restore_texts(model, processor, [segment.text for segment in segments], progress=True))
+    texts = [segment.text for segment in segments]
+    restored = "".join(restore_texts(model, processor, texts, batch_size=args.batch_size, progress=True))
     seconds = time.perf_counter() - started
 
     num_tokens = sum(len(segment.token_ids) for segment in segments)
