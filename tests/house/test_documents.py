@@ -108,7 +108,7 @@ def test_tested_versions_lie_in_the_supported_ranges():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
     for requirement in supported:
-        if requirement.name == "c3-hf":
+        if requirement.name in {"c3-hf", "llmlingua"}:
             continue
         assert requirement.name in pins, f"constraints.txt has no tested version of {requirement.name}"
         version = str(pins[requirement.name]).removeprefix("==")
