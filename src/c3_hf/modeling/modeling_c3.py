@@ -184,7 +184,8 @@ class C3Model(C3PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_contexts, num_latents, text_hidden_size)`.
         """
-        return self.projector(self.get_encoder_latents(context_input_ids, context_attention_mask))
+        latents = self.get_encoder_latents(context_input_ids, context_attention_mask)
+        return self.projector(latents.to(self.latent_queries.weight.dtype))
 
     def merge_latents(
         self,
@@ -209,9 +210,10 @@ class C3Model(C3PreTrainedModel):
             `torch.FloatTensor` of the shape, dtype and device of `inputs_embeds`.
         """
         latents = context_latents.to(inputs_embeds).flatten(1, 2).expand(inputs_embeds.shape[0], -1, -1)
+        placeholder_mask = placeholder_mask.to(inputs_embeds.device)
         index = placeholder_mask.cumsum(dim=1) - 1
         if first_latent is not None:
-            index = index + first_latent.unsqueeze(1)
+            index = index + first_latent.to(index.device).unsqueeze(1)
         fills = placeholder_mask & (index < latents.shape[1])
         index = index.clamp(min=0, max=latents.shape[1] - 1).unsqueeze(-1).expand(-1, -1, latents.shape[-1])
         return torch.where(fills.unsqueeze(-1), latents.gather(1, index), inputs_embeds)
