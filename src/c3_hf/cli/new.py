@@ -1,0 +1,84 @@
+"""`c3-hf new`: a C3 model from any two causal language models, or an existing one changed."""
+
+from __future__ import annotations
+
+import argparse
+
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+DEFAULT_NUM_LATENTS = 32
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("new", help="make a model to train from two language models, or change one")
+    parser.add_argument("output", help="folder to make; it appears complete or not at all")
+    parser.add_argument("--encoder", help="folder or Hub id of the language model that reads contexts")
+    parser.add_argument("--decoder", help="folder or Hub id of the language model that answers")
+    parser.add_argument(
+        "--from",
+        dest="model",
+        metavar="MODEL",
+        help="change this C3 model: its number of latents, or a half for another of the same shape",
+    )
+    parser.add_argument("--num-latents", type=int, help="latents a context becomes (default: 32, or as in MODEL)")
+    parser.add_argument("--new-queries", action="store_true", help="with --from: draw all latent queries anew")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default: the decoder's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new parts (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make or change a model, save it, and say what was decided."""
+    import torch
+
+    from c3_hf.conversion.save_model import save_model
+
+    dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    if args.model is not None:
+        model, processor, notes = _change(args, dtype)
+    elif args.encoder is None or args.decoder is None:
+        raise ValueError("give `--encoder` and `--decoder`, or `--from` with what to change.")
+    elif args.new_queries:
+        raise ValueError("`--new-queries` goes with `--from`: a new model's queries are drawn anew in any case.")
+    else:
+        model, processor, notes = _make(args, dtype)
+    save_model(model, processor, args.output)
+    print(
+        f"{args.output}: {model.config.num_latents} latents, {sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+    for note in notes:
+        print(f"  {note}")
+    return 0
+
+
+def _make(args: argparse.Namespace, dtype: object) -> tuple:
+    from c3_hf.conversion.new_model import make_model
+
+    num_latents = DEFAULT_NUM_LATENTS if args.num_latents is None else args.num_latents
+    made = make_model(args.encoder, args.decoder, num_latents, dtype=dtype, seed=args.seed)
+    vocabulary = (
+        "one vocabulary: both tokenizers agree on ordinary text"
+        if made.shared_vocabulary
+        else "two vocabularies: contexts are read with the encoder's tokenizer, and cannot be written in line"
+    )
+    return made.model, made.processor, [vocabulary, "queries and projector are new: train before use"]
+
+
+def _change(args: argparse.Namespace, dtype: object) -> tuple:
+    from c3_hf.conversion.change_model import replace_halves, resize_latents
+    from c3_hf.conversion.save_model import load_model
+
+    if args.num_latents is None and not args.new_queries and args.encoder is None and args.decoder is None:
+        raise ValueError("`--from` needs something to change: `--num-latents`, `--new-queries`, a half, or several.")
+    model, processor = load_model(args.model, dtype)
+    notes = []
+    if args.encoder is not None or args.decoder is not None:
+        replace_halves(model, args.encoder, args.decoder)
+        notes.append("weights replaced: " + ", ".join(n for n in ("encoder", "decoder") if getattr(args, n)))
+    if args.num_latents is not None or args.new_queries:
+        num_latents = model.config.num_latents if args.num_latents is None else args.num_latents
+        notes.append(resize_latents(model, num_latents, reinitialise=args.new_queries, seed=args.seed))
+        if processor is not None:
+            processor.num_latents = num_latents
+    return model, processor, notes
