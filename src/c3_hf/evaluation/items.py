@@ -7,6 +7,10 @@ import json
 from dataclasses import dataclass
 
 
+# In an id, between a text and the form in which this item has it; items of one text are kept or left out together.
+VARIANT = "@"
+
+
 @dataclass(frozen=True)
 class RestoreItem:
     """A text to give back.

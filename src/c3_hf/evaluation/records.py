@@ -19,10 +19,12 @@ Item = RestoreItem | QuestionItem
 
 def run_batch(system: System, items: Sequence[Item]) -> list[str]:
     """The system's outputs for `items` of one kind, restored or answered."""
-    if isinstance(items[0], QuestionItem):
-        return [system.answer(item.contexts, item.question) for item in items]
-    pieces = iter(system.restore([segment for item in items for segment in item.segments]))
-    return ["".join(next(pieces) for _ in item.segments) for item in items]
+    questions = [item for item in items if isinstance(item, QuestionItem)]
+    if questions:
+        return [system.answer(item.contexts, item.question) for item in questions]
+    texts = [item for item in items if isinstance(item, RestoreItem)]
+    pieces = iter(system.restore([segment for item in texts for segment in item.segments]))
+    return ["".join(next(pieces) for _ in item.segments) for item in texts]
 
 
 def make_record(
@@ -51,6 +53,7 @@ def make_record(
         A record with the item's labels, `inputs_hash`, `num_tokens` and `slots` of the context, `reference` or
         `question` and `answers`, `output`, `output_hash`, `metrics` and `seconds`.
     """
+    texts: dict[str, object]
     if isinstance(item, RestoreItem):
         segments: Sequence[str] = item.segments
         metrics = score_restoration(output, item.text, meter.encode, meteor)

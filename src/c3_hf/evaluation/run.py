@@ -19,10 +19,11 @@ from c3_hf import __version__
 from c3_hf.evaluation import catalogue
 from c3_hf.evaluation.checkpoint import load_meter
 from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
-from c3_hf.evaluation.items import QuestionItem
+from c3_hf.evaluation.items import VARIANT, QuestionItem
 from c3_hf.evaluation.metrics.fox import wordnet_available
 from c3_hf.evaluation.records import Item, make_record, run_batch, summarise
 from c3_hf.evaluation.run_files import SUMMARY, RecordWriter, open_run, read_records, write_json
+from c3_hf.evaluation.summary import grouped
 from c3_hf.evaluation.tokens import TokenMeter
 
 
@@ -40,7 +41,7 @@ class RunSettings:
         model: Folder or Hub id of a C3 checkpoint.
         tasks: Names of modules of `c3_hf.evaluation.tasks`.
         system: Name of a module of `c3_hf.evaluation.systems`.
-        limit: Most items of a task, evenly spaced over its items; `None` for all.
+        limit: Most items of a task, evenly spaced over its texts; `None` for all.
         batch_size: Texts computed at once.
         segment_tokens: Most tokens of a segment of long text; `None` for 32 a latent.
         cut: Restore texts longer than a segment in segments, instead of in one block as the paper does.
@@ -120,8 +121,15 @@ def _load_items(task: str, data_dir: Path, meter: TokenMeter, settings: RunSetti
     if len({item.id for item in items}) < len(items):
         raise ValueError(f"`data_dir` gives task {task!r} items with equal ids; resuming needs them to be unique.")
     if settings.limit is not None and settings.limit < len(items):
-        items = [items[number * len(items) // settings.limit] for number in range(settings.limit)]
+        items = _spaced(items, settings.limit)
     return [_cut(item, meter) for item in items] if settings.cut else items
+
+
+def _spaced(items: list[Item], limit: int) -> list[Item]:
+    """At most `limit` items, evenly spaced, or one text's where it has more; a text in several items stays whole."""
+    texts = list(grouped(items, lambda item: item.id.partition(VARIANT)[0]).values())
+    count = max(1, limit * len(texts) // len(items))
+    return [item for number in range(count) for item in texts[number * len(texts) // count]]
 
 
 def _cut(item: Item, meter: TokenMeter) -> Item:

@@ -27,7 +27,7 @@ def mean_of(rows: Sequence[Mapping]) -> dict:
     Returns:
         One value for each key, in order of first appearance; a place without any number is `None`.
     """
-    result = {}
+    result: dict[str, float | list[float | None]] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         values = [row[key] for row in rows if key in row]
         if isinstance(values[0], list):

@@ -47,7 +47,7 @@ def accuracy_by_position(
     for block in Levenshtein.opcodes(reference, prediction):
         if block.tag == "equal":
             kept[block.src_start : block.src_end] = 1.0
-    slices = np.arange(len(reference)) * num_bins // max(len(reference), 1)
+    slices: np.ndarray = np.arange(len(reference)) * num_bins // max(len(reference), 1)
     totals = np.bincount(slices, minlength=num_bins)
     sums = np.bincount(slices, weights=kept, minlength=num_bins)
     return [float(right / total) if total else None for right, total in zip(sums, totals)]

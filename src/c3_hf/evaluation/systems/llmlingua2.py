@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
 from c3_hf.evaluation.systems import full_text
@@ -23,7 +24,7 @@ class LLMLingua2System:
         settings: Sizes and limits.
     """
 
-    def __init__(self, compressor: object, reader: full_text.FullTextSystem, settings: SystemSettings):
+    def __init__(self, compressor: Any, reader: full_text.FullTextSystem, settings: SystemSettings):
         self.compressor, self.reader, self.settings = compressor, reader, settings
 
     def restore(self, texts: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from c3_hf.evaluation.excerpts import excerpts
-from c3_hf.evaluation.items import RestoreItem
+from c3_hf.evaluation.items import VARIANT, RestoreItem
 from c3_hf.evaluation.reading import find_file, read_jsonl
 from c3_hf.evaluation.tokens import TokenMeter
 
@@ -28,7 +28,7 @@ def load(data_dir: Path, meter: TokenMeter) -> list[RestoreItem]:
         ):
             items += [
                 RestoreItem(
-                    id=f"{book['id']}/{number}@{ratio}x",
+                    id=f"{book['id']}/{number}{VARIANT}{ratio}x",
                     kind=book["kind"],
                     lang=book["lang"],
                     source=book["source"],

@@ -1,0 +1,32 @@
+"""`c3-hf report`: tables, plots and receipts of finished runs."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add `report` and its arguments to the subcommands of `c3-hf`."""
+    parser = subparsers.add_parser(
+        "report",
+        help="tables, plots and receipts of runs of `evaluate`",
+        description=(
+            "Write report.md, its PNG plots and receipts.html (the worst items as coloured differences) from one or "
+            "more run folders. The first run is the one whose kinds and receipts are shown."
+        ),
+    )
+    parser.add_argument("runs", nargs="+", metavar="DIR", help="output folders of `c3-hf evaluate`")
+    parser.add_argument("--output", metavar="DIR", help="folder of the report (default: the first run's)")
+    parser.add_argument("--receipts", type=int, default=10, help="number of worst items shown (default: 10)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report and print where it is."""
+    from pathlib import Path
+
+    from c3_hf.evaluation.report import write_report
+
+    runs = [Path(folder) for folder in arguments.runs]
+    print(write_report(runs, Path(arguments.output or arguments.runs[0]), arguments.receipts))
+    return 0
