@@ -22,9 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    try:
-        from ..training.train import main
-    except ImportError as error:
-        raise ImportError(f"`c3-hf train` needs the extra: pip install c3_hf[train] ({error})") from error
+    from ..training.train import main
+
     main([args.recipe, *args.overrides])
     return 0

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 class SampleKey(NamedTuple):
     """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     length: int
     step: int = 0
 

@@ -105,10 +105,13 @@ def _parse_parts(content: str | Sequence[Mapping[str, Any]] | None, waiting: lis
 
 
 def _from_conversations(turns: Sequence[Mapping[str, str]]) -> TrainingExample:
+    for turn in turns:
+        if not isinstance(turn.get("value"), str):
+            raise ValueError(f"Every turn of `conversations` needs a string `value`, got {dict(turn)}.")
     contexts = [turn["value"] for turn in turns if turn.get("from") == "context"]
     messages, loss, placed = [], [], False
     for turn in turns:
-        source, value = turn.get("from"), turn.get("value")
+        source, value = turn.get("from"), turn["value"]
         if source == "context":
             continue
         if source not in _CONVERSATION_ROLES:

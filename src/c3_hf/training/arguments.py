@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 
 # The parts of a C3 model, by the names recipes use, and the prefixes of their parameters.
-PARTS = {
+PARTS: dict[str, str | tuple[str, ...]] = {
     "encoder": "model.encoder.",
     "latent_queries": "model.latent_queries.",
     "projector": "model.projector.",
@@ -32,6 +32,12 @@ class ModelArguments:
     text_config: dict | None = field(default=None, metadata={"help": "Decoder configuration of a new model."})
     encoder_config: dict | None = field(default=None, metadata={"help": "Encoder configuration of a new model."})
     num_latents: int = field(default=32, metadata={"help": "Latents a context is compressed into, in a new model."})
+    initializer_range: float = field(
+        default=0.02, metadata={"help": "Spread of the initial latent queries and projector of a new model."}
+    )
+    share_initial_embeddings: bool = field(
+        default=False, metadata={"help": "Start both halves of a new model with the same embedding table."}
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; None leaves it to transformers."}
     )

@@ -55,6 +55,11 @@ class AdaptiveCurriculum:
         self._mean = 0.0
         self._seen = 0
 
+    @property
+    def mean_accuracy(self) -> float:
+        """Running token accuracy near the ceiling, 0 to 1; 0 right after a change."""
+        return self._mean
+
     def update(self, step: int, context_length: int, num_right: int, num_labels: int) -> None:
         """Take in the result of one micro-batch of optimizer step `step`."""
         ceiling = self.schedule.ceiling_at(step)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..data.collator import C3DataCollator
 from ..data.lengths import SampleKey
 from ..data.mixture import Sample, cut_to_tokens
-from ..data.tasks import TASKS
+from ..data.tasks import restore
 from ..latents.restoring import restore_texts
 
 
@@ -90,9 +91,10 @@ def token_accuracy(model: nn.Module, collator: C3DataCollator, texts: Sequence[s
     """Teacher-forced accuracy: share (0 to 1) of tokens, end of turn included, that are the likeliest given the true
     text before them."""
     right = total = 0
+    rng = np.random.default_rng()
     device = next(model.parameters()).device
     for start in range(0, len(texts), batch_size):
-        examples = [TASKS["restore"](None, text) for text in texts[start : start + batch_size]]
+        examples = [restore(rng, text) for text in texts[start : start + batch_size]]
         batch = collator([Sample(example, SampleKey(0, 0)) for example in examples])
         batch.pop("outcome_counts")
         labels = batch.pop("labels")[:, -batch["logits_to_keep"] + 1 :].to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging
@@ -56,10 +57,12 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
     end_of_turn, end_of_text = tokenizer.convert_tokens_to_ids([STOP_TOKEN, tokenizer.eos_token])
     ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
     shared = {"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": True, **ids}
+    # ModelArguments has checked that both configurations are there.
     config = C3Config(
-        text_config={**shared, **arguments.text_config},
-        encoder_config={**shared, **arguments.encoder_config},
+        text_config={**shared, **arguments.text_config},  # type: ignore[dict-item]
+        encoder_config={**shared, **arguments.encoder_config},  # type: ignore[dict-item]
         num_latents=arguments.num_latents,
+        initializer_range=arguments.initializer_range,
         context_start_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_START_TOKEN),
         context_end_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_END_TOKEN),
         context_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN),
@@ -67,6 +70,8 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         inline_context_end_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_END_TOKEN),
     )
     model = C3ForConditionalGeneration(config)
+    if arguments.share_initial_embeddings:
+        share_initial_embeddings(model)
     model.generation_config = GenerationConfig(
         bos_token_id=end_of_text,
         eos_token_id=[end_of_turn, end_of_text],
@@ -75,6 +80,32 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         max_new_tokens=4096,
     )
     return model, C3Processor(tokenizer, num_latents=arguments.num_latents)
+
+
+def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:
+    """Start both halves from one random embedding table, with an identity between their spaces; then they train apart.
+
+    Copying is then one linear map that serves every word at once; from independent tables each word of the vocabulary
+    would have to be learnt by itself. Rows have a length of about one, so that a state in the direction of a word's
+    row gets a clear logit through the tied head from the first step on. Where the halves differ in width, the common
+    columns are shared.
+
+    Raises:
+        ValueError: if the two vocabularies differ in size.
+    """
+    encoder, decoder = model.model.encoder.get_input_embeddings(), model.get_input_embeddings()
+    if encoder.num_embeddings != decoder.num_embeddings:
+        raise ValueError(
+            f"`share_initial_embeddings` needs one vocabulary, got {encoder.num_embeddings} words in the encoder and "
+            f"{decoder.num_embeddings} in the decoder. Leave it out for a model with two vocabularies."
+        )
+    scale = decoder.embedding_dim**-0.5
+    width = min(encoder.embedding_dim, decoder.embedding_dim)
+    with torch.no_grad():
+        decoder.weight.normal_(std=scale)
+        encoder.weight[:, :width].copy_(decoder.weight[:, :width])
+        model.model.projector.weight.zero_()
+        model.model.projector.weight.fill_diagonal_(scale)
 
 
 def freeze_parts(model: C3ForConditionalGeneration, parts: list[str]) -> None:

@@ -12,13 +12,14 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 
-from ..data.collator import OUTCOMES, C3DataCollator
+from ..data.collator import C3DataCollator
 from ..data.lengths import LengthGroupedBatches
 from .arguments import PARTS, C3TrainingArguments
 from .checkpoints import STAGING_FOLDER, publish_checkpoint
 from .curriculum import AdaptiveCurriculum
 from .held_out import HeldOutText, free_running_precision, token_accuracy
 from .loss import count_right, distillation_loss, token_loss
+from .meter import TrainingMeter
 
 
 class JsonlLog(TrainerCallback):
@@ -49,7 +50,6 @@ class C3Trainer(Trainer):
         train_dataset: `MixtureDataset` or `StreamingMixtureDataset`.
         batches: the plan of lengths and batch sizes.
         eval_texts: held-out texts to restore; empty for none.
-        num_teacher_forced: texts of a source and ratio whose token accuracy is measured.
         num_free_running: texts of a source and ratio restored freely; 0 for none.
         curriculum: raises the ceiling of the plan as the model gets better; its history is part of every checkpoint.
     """
@@ -81,9 +81,7 @@ class C3Trainer(Trainer):
         self._num_free_running = num_free_running
         self._eval_collator = data_collator.without_noise()
         self._staging = False
-        self._tokens = 0
-        self._clock = time.monotonic()
-        self._outcomes = torch.zeros(len(OUTCOMES), dtype=torch.long)
+        self._meter = TrainingMeter()
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of the planned batches."""
@@ -119,18 +117,23 @@ class C3Trainer(Trainer):
     ) -> Any:
         """Token loss over the labels, plus the distillation loss where it is asked for."""
         inputs = dict(inputs)
-        self._outcomes += inputs.pop("outcome_counts").cpu()
-        self._tokens += inputs["input_ids"].numel() + inputs["context_input_ids"].numel()
+        outcomes = inputs.pop("outcome_counts")
         teacher = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        right = count_right(outputs.logits, labels)
+        context_length = inputs["context_input_ids"].shape[-1]
+        num_tokens = inputs["input_ids"].numel() + inputs["context_input_ids"].numel()
+        self._meter.add(num_tokens, context_length, right, outcomes)
         if self._curriculum is not None:
-            counts = self.accelerator.reduce(count_right(outputs.logits, labels), "sum").tolist()
-            context_length = inputs["context_input_ids"].shape[-1]
+            counts = self._total(right).tolist()
             self._curriculum.update(self.state.global_step, context_length, *counts)
         if self.args.distillation_weight > 0:
-            scale = kwargs.get("num_items_in_batch")
-            extra = distillation_loss(model, outputs.logits, labels, teacher, num_items_in_batch=scale)
+            num_items = kwargs.get("num_items_in_batch")
+            extra = distillation_loss(model, outputs.logits, labels, teacher, num_items_in_batch=num_items)
+            if num_items is not None and self.args.average_tokens_across_devices:
+                # As the Trainer does with the token loss: gradients are averaged over the processes afterwards.
+                extra = extra * self.accelerator.num_processes
             loss = loss + self.args.distillation_weight * extra
         return (loss, outputs) if return_outputs else loss
 
@@ -145,26 +148,23 @@ class C3Trainer(Trainer):
                 texts = [item.text for item in self.eval_dataset if (item.source, item.ratio) == (source, ratio)]
                 name = f"{metric_key_prefix}_{source}_{ratio:g}x"
                 metrics[f"{name}_token_accuracy"] = token_accuracy(model, self._eval_collator, texts)
-                if self._num_free_running:
+                # Under FSDP parameters are whole inside forward() only, and generate() works outside of it.
+                if self._num_free_running and not self.is_fsdp_enabled:
                     metrics[f"{name}_char_precision"] = free_running_precision(
                         model, self.processor, texts[: self._num_free_running]
                     )
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._clock = time.monotonic()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self._meter.restart_clock()
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add tokens per second and the collator's counts to a training entry, then log it."""
+        """Add speed, accuracy by length, the ceiling and the collator's counts to a training entry, then log it."""
         if "loss" in logs:
-            now = time.monotonic()
-            counts = torch.cat([torch.tensor([self._tokens]), self._outcomes]).to(self.args.device)
-            counts = self.accelerator.reduce(counts, "sum").tolist()
-            step_length = self._batches.schedule.ceiling_at(self.state.global_step)
-            logs = {**logs, "tokens_per_second": round(counts[0] / (now - self._clock), 1), "ceiling": step_length}
-            logs.update({f"outcome_{name}": count for name, count in zip(OUTCOMES, counts[1:]) if count})
-            self._tokens, self._clock = 0, now
-            self._outcomes.zero_()
+            ceiling = self._batches.schedule.ceiling_at(self.state.global_step)
+            logs = {**logs, "ceiling": ceiling, **self._meter.collect(self._total)}
+            if self._curriculum is not None:
+                logs["ceiling_accuracy"] = round(self._curriculum.mean_accuracy, 4)
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -172,6 +172,10 @@ class C3Trainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
+
+    def _total(self, counts: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all processes."""
+        return self.accelerator.reduce(counts.to(self.args.device), "sum")
 
     def _get_output_dir(self, trial: Any) -> str:
         run_dir = Path(super()._get_output_dir(trial))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from c3_hf.training.arguments import parse_recipe
+from c3_hf.training.train import make_curriculum, plan_batches
+
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = sorted((REPOSITORY / "examples" / "recipes").rglob("*.yaml"))
+TRAINING_RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
+
+
+@pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses(path, tmp_path):
+    # Whether a GPU is there is not the recipe's business, so the parts that ask for one are switched off.
+    overrides = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
+    model_args, data_args, args = parse_recipe(path, overrides)
+    batches = plan_batches(data_args, args)
+    make_curriculum(data_args, args, batches.schedule)
+    assert args.max_steps > 0
+    assert data_args.train_files
+    assert (model_args.model_name_or_path is None) == (model_args.text_config is not None)
+
+
+def test_overrides(write_recipe, recipe):
+    overrides = ["--learning_rate", "2e-3", "--freeze", "[encoder]", "--token-noise", "0.25", "--bf16", "true"]
+    model_args, data_args, args = parse_recipe(write_recipe(recipe), overrides)
+    assert args.learning_rate == 2e-3
+    assert model_args.freeze == ["encoder"]
+    assert data_args.token_noise == 0.25
+    assert args.bf16 is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rat": 1}, r"unknown fields: \['learning_rat'\]"),
+        ({"freeze": ["decoders"]}, r"`freeze` may name .* got \['decoders'\]"),
+        ({"freeze": ["encoder", "latent_queries", "projector", "decoder"]}, "nothing is left to train"),
+        ({"lora": ["projector"]}, r"`lora` may name \['encoder', 'decoder'\], got \['projector'\]"),
+        ({"text_config": None}, "Give `model_name_or_path` to train an existing model, or all of"),
+        ({"model_name_or_path": "x"}, "must be left out: the checkpoint has its own"),
+        ({"token_noise": 1.5}, "`token_noise` must lie between 0 and 1, got 1.5"),
+        ({"long_share": -1}, "`long_share` must lie between 0 and 1, got -1"),
+        ({"decoder_lr_ratio": 0}, "`decoder_lr_ratio` must be positive, got 0"),
+        ({"distillation_weight": -1}, "`distillation_weight` must not be negative, got -1"),
+        ({"max_steps": -1}, "`max_steps` must be positive, got -1"),
+    ],
+)
+def test_bad_fields(write_recipe, recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(write_recipe({**recipe, **changes}))
+
+
+def test_bad_files(write_recipe, tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="must hold a YAML mapping, got list"):
+        parse_recipe(path)
+    with pytest.raises(ValueError, match="must come as `--name value` pairs"):
+        parse_recipe(write_recipe({}), ["--seed"])
+    with pytest.raises(ValueError, match="must come as `--name value` pairs"):
+        parse_recipe(write_recipe({}), ["seed", "1"])
