@@ -46,3 +46,16 @@ def test_an_interrupted_command_ends_with_the_status_of_an_interrupt(monkeypatch
 
     monkeypatch.setattr("c3_hf.cli.demo.run", interrupt)
     assert main(["demo"]) == 130
+
+
+@pytest.mark.parametrize(("command", "extra"), [("train", "train"), ("evaluate", "eval"), ("report", "eval")])
+def test_a_command_whose_packages_are_missing_names_the_extra(command, extra, monkeypatch, capsys):
+    def need(args):
+        raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
+
+    monkeypatch.setattr(f"c3_hf.cli.{command}.run", need)
+    words = {"train": ["recipe.yaml"], "report": ["folder"], "evaluate": ["--data-dir", "data", "--output", "out"]}
+    assert main([command, *words[command]]) == 1
+    message = capsys.readouterr().err
+    assert f"c3-hf {command}: No module named 'datasets'" in message
+    assert f'pip install "c3-hf[{extra}]"' in message

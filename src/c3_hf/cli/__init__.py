@@ -5,27 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
+
+from . import ask, compress, convert, demo, evaluate, export, inspect, new, report, restore, train
 
 
-COMMANDS = tuple(
-    import_module(f"{__name__}.{name}")
-    for name in (
-        "demo",
-        "compress",
-        "restore",
-        "inspect",
-        "ask",
-        "convert",
-        "export",
-        "new",
-        "train",
-        "evaluate",
-        "report",
-    )
-    if find_spec(f"{__name__}.{name}")
-)
+# In the order in which --help lists them.
+COMMANDS = (demo, compress, restore, inspect, ask, convert, export, new, train, evaluate, report)
+# The extra of setup.cfg that a command needs.
+EXTRAS = {"train": "train", "evaluate": "eval", "report": "eval"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         return parsed.run(parsed)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"c3-hf {parsed.command}: {error}", file=sys.stderr)
+        if isinstance(error, ImportError) and parsed.command in EXTRAS:
+            print(f'It needs an extra: pip install "c3-hf[{EXTRAS[parsed.command]}]"', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -73,9 +73,11 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool) -> Iterator[t
     if single:
         if inputs[0] == "-" and output is None:
             raise ValueError("`--output` must be given with stdin: a file, or - for stdout.")
-        into = output is not None and output != "-" and Path(output).is_dir()
-        name = Path(inputs[0]).name + SUFFIX
-        yield inputs[0], str(Path(output) / name) if into else output or inputs[0] + SUFFIX
+        if output is None:
+            output = inputs[0] + SUFFIX
+        elif output != "-" and Path(output).is_dir():
+            output = str(Path(output) / (Path(inputs[0]).name + SUFFIX))
+        yield inputs[0], output
         return
     if "-" in inputs or output == "-" or append:
         raise ValueError("stdin, stdout and `--append` go with a single input file; give the inputs one by one.")

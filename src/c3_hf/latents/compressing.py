@@ -76,9 +76,7 @@ def compress(
         segment_length, dtype, verify, exact, target_fidelity, min_segment_length, exact_margin, batch_size
     )
     compressor = Compressor(model, processor, options.resolved(model))
-    sizes = {str: lambda: len(source.encode("utf-8", "surrogatepass")), bytes: lambda: len(source)}
-    size = Path(source).stat().st_size if isinstance(source, os.PathLike) else sizes.get(type(source), lambda: None)()
-    with tqdm(total=size, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    with tqdm(total=_size(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:
         reader = TextReader(source)
         if output is not None:
             return _compress_to_file(compressor, reader, Path(output), append, _name(source), bar)
@@ -92,6 +90,15 @@ def compress(
         joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
     header = compressor.final_header(digest.hexdigest(), _name(source))
     return dataclasses.replace(joined, header=header)
+
+
+def _size(source: Source) -> int | None:
+    """Bytes of the source, where they are known before it is read."""
+    if isinstance(source, os.PathLike):
+        return Path(source).stat().st_size
+    if isinstance(source, str):
+        return len(source.encode("utf-8", "surrogatepass"))
+    return len(source) if isinstance(source, bytes) else None
 
 
 def _name(source: Source) -> str | None:

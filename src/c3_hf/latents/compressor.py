@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -94,7 +95,7 @@ class Compressor:
             tokenizer=fingerprint_processor(processor),
             num_latents=model.config.num_latents,
             hidden_size=model.config.encoder_config.hidden_size,
-            segment_length=options.segment_length,
+            segment_length=cast("int", options.segment_length),  # filled in by `resolved`
             target_fidelity=options.target_fidelity,
             exact_margin=options.exact_margin if options.exact else None,
             writer=f"c3_hf {__version__}, torch {torch.__version__}, {model.device.type}, {model.dtype}",
@@ -106,7 +107,7 @@ class Compressor:
         Raises:
             ValueError: At bytes that are not UTF-8, unless the mode is byte-exact.
         """
-        segments = iter_segments(reader, self.processor.tokenizer, self.options.segment_length)
+        segments = iter_segments(reader, self.processor.tokenizer, self.header.segment_length)
         while group := list(islice(segments, _GROUP_BATCHES * self.options.batch_size)):
             if not self.options.exact:
                 _refuse_undecoded(group, self.bytes)
@@ -180,7 +181,7 @@ class Compressor:
 
     def _residuals(self, measured: Sequence[MeasuredSegment]) -> list[Residual]:
         """Corrections for each segment that an actual restore has confirmed."""
-        threshold = self.options.exact_margin
+        threshold = cast("float", self.options.exact_margin)  # filled in by `resolved`
         residuals = [
             build_residual(self.restorer, item.segment, item.margins, threshold, self.counts) for item in measured
         ]

@@ -151,11 +151,12 @@ class CompressedContext:
             return self
         tokens = self.token_offsets - self.token_offsets[0]
         parts: dict[str, torch.Tensor] = {}
-        for name, tensor in self.tensors().items():
+        tensors = self.tensors()
+        for name, tensor in tensors.items():
             if name == "margins":
                 parts[name] = tensor[int(tokens[start]) + start : int(tokens[stop]) + stop]
             elif name == "residual":
-                parts[name] = tensor[int(self.residual_offsets[start]) : int(self.residual_offsets[stop])]
+                parts[name] = tensor[slice(*tensors["residual_offsets"][[start, stop]].tolist())]
             elif name == "residual_offsets":
                 parts[name] = tensor[start : stop + 1] - tensor[start]
             else:

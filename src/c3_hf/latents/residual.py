@@ -104,7 +104,7 @@ class Residual:
 
 def find_edits(decoded: bytes, wanted: bytes) -> tuple[Edit, ...] | None:
     """Local edits that turn `decoded` into `wanted`; `None` where the two lose step for more than 48 bytes."""
-    edits = []
+    edits: list[Edit] = []
     i = j = copied = 0
     while True:
         same = _common_prefix(decoded, wanted, i, j)

@@ -101,7 +101,7 @@ def iter_text(source: Source) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _pieces(source: Source) -> Iterator[str | bytes]:
+def _pieces(source: Source) -> Iterator[object]:
     if isinstance(source, (str, bytes, bytearray, memoryview)):
         yield source
     elif isinstance(source, os.PathLike):
