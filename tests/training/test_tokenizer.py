@@ -6,7 +6,7 @@ import json
 import pytest
 
 from c3_hf import C3Processor
-from c3_hf.training.tokenizer import SPECIAL_TOKENS, read_texts, train_tokenizer
+from c3_hf.training.tokenizer import SPECIAL_TOKENS, main, read_texts, train_tokenizer
 
 
 TEXTS = ["It was the best of times, it was the worst of times. " * 3, "话说天下大势，分久必合，合久必分。" * 3]
@@ -56,3 +56,14 @@ def test_reading_a_share_of_the_texts(tmp_path):
     half = list(read_texts(path, 0.5))
     assert 60 < len(half) < 140
     assert list(read_texts(path, 0.5)) == half
+
+
+def test_command(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    main([str(tmp_path / "out"), "520", f"{path}:1", str(path)])
+    again = train_tokenizer(iter(TEXTS * 2), 520)
+    saved = json.loads((tmp_path / "out" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["model"] == json.loads(again.backend_tokenizer.to_str())["model"]
+    with pytest.raises(SystemExit, match="usage"):
+        main(["folder"])

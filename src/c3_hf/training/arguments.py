@@ -143,6 +143,13 @@ class C3TrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Go on from the last complete checkpoint in output_dir, if there is one."}
     )
 
+    # Samples carry more than forward() takes, and every process makes its own batches, which differ in size.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    accelerator_config: dict | str | None = field(
+        default_factory=lambda: {"dispatch_batches": False, "even_batches": False},
+        metadata={"help": "Settings of accelerate's data loading."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoder_lr_ratio <= 0:
@@ -186,7 +193,6 @@ def parse_recipe(
         name: float(value) if isinstance(value, str) and _is_float(fields[name].default) else value
         for name, value in values.items()
     }
-    values.setdefault("remove_unused_columns", False)
     return HfArgumentParser(classes).parse_dict(values)
 
 

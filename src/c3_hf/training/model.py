@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..modeling.configuration_c3 import C3Config
@@ -53,7 +53,8 @@ def prepare_model(arguments: ModelArguments) -> tuple[nn.Module, C3Processor]:
 
 def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3Processor]:
     """Build an untrained model whose two halves share the vocabulary of the tokenizer at `tokenizer_path`."""
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer_path)
+    # By its own class: the name transformers 5 writes into a folder is not known to 4.57.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer_path)
     end_of_turn, end_of_text = tokenizer.convert_tokens_to_ids([STOP_TOKEN, tokenizer.eos_token])
     ids = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
     shared = {"model_type": "qwen2", "vocab_size": len(tokenizer), "tie_word_embeddings": True, **ids}

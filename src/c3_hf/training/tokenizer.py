@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +93,18 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     )
     install_escapes(fast)
     return fast
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse `FOLDER VOCAB_SIZE FILE[:SHARE] ...`, train on the files in that order and save into the folder."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if len(arguments) < 3:
+        raise SystemExit("usage: python -m c3_hf.training.tokenizer FOLDER VOCAB_SIZE FILE[:SHARE] ...")
+    folder, vocab_size, *files = arguments
+    named = [(path, float(share or 1)) for path, _, share in (file.partition(":") for file in files)]
+    tokenizer = train_tokenizer(chain.from_iterable(read_texts(*entry) for entry in named), int(vocab_size))
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
