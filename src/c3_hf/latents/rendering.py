@@ -61,8 +61,8 @@ def heat_segments(
         _, offsets = encode_plain(processor.tokenizer, segment.text)
         text = segment.text.encode("utf-8", "replace").decode()
         pieces: list[HeatPiece] = []
-        for start, end, token, margin in _character_spans(offsets, margins.tolist(), len(text)):
-            kind = _kind(margin, fidelity.first_error is not None and token > fidelity.first_error)
+        for start, end, token, margin in character_spans(offsets, margins.tolist(), len(text)):
+            kind = heat_kind(margin, fidelity.first_error is not None and token > fidelity.first_error)
             if pieces and pieces[-1].kind == kind:
                 pieces[-1] = HeatPiece(pieces[-1].text + text[start:end], kind)
             else:
@@ -95,7 +95,7 @@ def render_html(context: CompressedContext, source: Source, processor: Processor
     yield "</div>\n</body></html>\n"
 
 
-def _character_spans(
+def character_spans(
     offsets: list[tuple[int, int]], margins: list[float], length: int
 ) -> Iterator[tuple[int, int, int, float]]:
     """Start, end, first token and smallest margin of stretches of characters, where tokens may share a character."""
@@ -110,7 +110,7 @@ def _character_spans(
             position, first, smallest = end, token + 1, float("inf")
 
 
-def _kind(margin: float, is_after_error: bool) -> str:
+def heat_kind(margin: float, is_after_error: bool) -> str:
     if not margin > 0:
         return WRONG
     if margin < CLOSE_MARGIN:

@@ -161,6 +161,7 @@ def metadata_of(header: dict[str, Any], tensors: Tensors) -> dict[str, str]:
 
 def _join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, list[int]]]]:
     parts: dict[str, list[torch.Tensor]] = {}
+    ends: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[str, list[int]]] = {}
     for piece in pieces:
         for name in (name for name in ORDER if name in piece):
@@ -170,10 +171,12 @@ def _join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dic
                 raise ValueError(f"`pieces` differ in dtype or width of `{name}`; they do not belong together.")
             shape[0] += len(tensor)
             if name in INDEX:
-                joined = parts.setdefault(name, [])
-                if name.endswith("_offsets") and joined:
-                    tensor = tensor[1:] - tensor[0] + joined[-1][-1]
-                joined.append(tensor)
+                if name.endswith("_offsets"):
+                    start = ends.get(name)
+                    tensor = tensor if start is None else tensor - tensor[0] + start
+                    ends[name] = tensor[-1]
+                    tensor = tensor if start is None else tensor[1:]
+                parts.setdefault(name, []).append(tensor)
     if not shapes:
         raise ValueError("`pieces` is empty; a context needs at least one (it may have no segments).")
     index = {name: torch.cat(tensors) for name, tensors in parts.items()}

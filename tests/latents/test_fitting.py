@@ -1,0 +1,68 @@
+"""Segment lengths for a target fidelity: the target is reached, or said to be out of reach; passes are bounded."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from c3_hf.latents import compress, restore
+from c3_hf.latents.fitting import MeasuredSegment, fit_segments
+from c3_hf.latents.segmentation import iter_segments
+from factories import make_tokenizer
+
+
+TOKENIZER = make_tokenizer()
+
+
+def measure_with_reach(reach, passes):
+    """A model that gets every token right up to `reach` tokens (fewer where digits are), and none behind."""
+
+    def measure(segments):
+        passes.append(sum(len(segment.token_ids) for segment in segments))
+        measured = []
+        for segment in segments:
+            limit = reach // 4 if any(char.isdigit() for char in segment.text) else reach
+            margins = torch.ones(len(segment.token_ids) + 1)
+            margins[limit:] = -1
+            measured.append(MeasuredSegment(segment, torch.zeros(4, 8), None, margins))
+        return measured
+
+    return measure
+
+
+@pytest.mark.parametrize("reach", [80, 100, 150, 400])
+def test_every_segment_reaches_the_target_with_bounded_passes(reach):
+    text = "word and word again " * 60 + "\n" + "0123456789" * 20 + "\n" + "more words here " * 40
+    passes = []
+    start = list(iter_segments(text, TOKENIZER, 400))
+    fitted = fit_segments(start, measure_with_reach(reach, passes), TOKENIZER, target=1.0, shortest=16)
+    assert "".join(item.segment.text for item in fitted) == text
+    assert all(item.token_accuracy == 1.0 for item in fitted)
+    assert len(passes) <= 2 + math.log(400 / 16) / math.log(1 / 0.7)
+    assert sum(passes) <= len(passes) * len(text)
+    # Where it is easy, segments stay long.
+    plain = [len(item.segment.token_ids) for item in fitted if not any(c.isdigit() for c in item.segment.text)]
+    assert max(plain) > reach / 2
+
+
+def test_what_cannot_reach_the_target_is_as_short_as_may_be():
+    passes = []
+    text = "some words that never come back " * 30
+    fitted = fit_segments(
+        list(iter_segments(text, TOKENIZER, 200)), measure_with_reach(0, passes), TOKENIZER, target=0.9, shortest=20
+    )
+    assert "".join(item.segment.text for item in fitted) == text
+    assert all(len(item.segment.token_ids) <= 20 and item.token_accuracy < 0.9 for item in fitted)
+
+
+def test_compressing_to_a_target_reports_passes_and_misses(model, processor):
+    text = "A random model brings nothing back. " * 4
+    context = compress(text, model, processor, target_fidelity=0.5, segment_length=64, exact=True)
+    assert context.header.target_fidelity == 0.5
+    assert 1 < context.header.passes < 2 + math.log(64 / 16) / math.log(1 / 0.7)
+    assert all(segment.token_accuracy < 0.5 and segment.num_tokens <= 16 for segment in context.fidelity)
+    assert restore(context, model, processor).text == text
+    easy = compress(text, model, processor, target_fidelity=1e-9, segment_length=64)
+    assert easy.header.passes >= 1
