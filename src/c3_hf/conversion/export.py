@@ -16,6 +16,7 @@ from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_sha
 from c3_hf.conversion.qwen_tiktoken import END_OF_TEXT, SPECIAL_TOKENS, TIKTOKEN_FILE, ranks_of, write_ranks
 from c3_hf.conversion.source import ENCODER_FOLDER, fetch_folder, read_json
 from c3_hf.modeling.configuration_c3 import C3Config
+from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
 
 
 LAYOUTS = ("original", "decoder", "encoder")
@@ -162,7 +163,11 @@ def _stock_model(half_config: PretrainedConfig) -> torch.nn.Module:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy tokenizer files, without what ties them to the processor's code."""
+    """Copy tokenizer files, without what ties them to the processor.
+
+    Its escapes leave the chat template: stock classes rebuild the normalizer that would take them out again
+    (Qwen2Tokenizer of transformers 5), and U+FDD0 would reach the model.
+    """
     for name in TOKENIZER_FILES:
         if not (source / name).is_file():
             continue
@@ -170,5 +175,10 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
             fields = read_json(source / name)
             kept = {key: value for key, value in fields.items() if key not in ("auto_map", "processor_class")}
             (folder / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        elif name == "chat_template.jinja":
+            template = (source / name).read_text(encoding="utf-8")
+            if template == build_chat_template(escape_characters(AutoTokenizer.from_pretrained(source))):
+                template = build_chat_template([])
+            (folder / name).write_text(template, encoding="utf-8")
         else:
             shutil.copyfile(source / name, folder / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from c3_hf.modeling.prompt_c3 import (
     CONTEXT_END_TOKEN,
@@ -45,8 +45,33 @@ def tokenizers_agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizer
     return first_ids == second_ids
 
 
+def as_plain_fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The same tokenizer under the class that takes its file as it is.
+
+    Classes of single models rebuild parts when they load (Qwen2Tokenizer of transformers 5: the normalizer), and the
+    normalizer is where the processor's escapes are read.
+
+    Raises:
+        TypeError: if the tokenizer is not backed by the `tokenizers` library.
+    """
+    if not tokenizer.is_fast:
+        raise TypeError(
+            f"the tokenizer must be a fast one, got {type(tokenizer).__name__}. Convert it to a tokenizer.json first."
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
 def add_markers(tokenizer: PreTrainedTokenizerBase, inline: bool) -> None:
-    """Add the tokens of prompt format and contexts that are not there yet, and pad on the left.
+    """Add the tokens of prompt format and contexts that are not there yet.
 
     Args:
         tokenizer: the decoder's; changed in place.
@@ -68,4 +93,3 @@ def add_markers(tokenizer: PreTrainedTokenizerBase, inline: bool) -> None:
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"

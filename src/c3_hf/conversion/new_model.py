@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from c3_hf.conversion.marker_tokens import add_markers, tokenizers_agree
+from c3_hf.conversion.marker_tokens import add_markers, as_plain_fast, tokenizers_agree
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.processing_c3 import C3Processor
@@ -77,7 +77,7 @@ def make_model(
     """
     decoder_lm = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype).eval()
     encoder_lm = AutoModelForCausalLM.from_pretrained(encoder, dtype=decoder_lm.dtype).eval()
-    tokenizer, encoder_tokenizer = AutoTokenizer.from_pretrained(decoder), AutoTokenizer.from_pretrained(encoder)
+    tokenizer, encoder_tokenizer = (as_plain_fast(AutoTokenizer.from_pretrained(lm)) for lm in (decoder, encoder))
     shared = tokenizers_agree(encoder_tokenizer, tokenizer)
     generator = torch.Generator().manual_seed(seed)
 
@@ -139,7 +139,9 @@ def fill_queries(model: C3ForConditionalGeneration, first: int, generator: torch
 def fill_projector(model: C3ForConditionalGeneration, generator: torch.Generator) -> None:
     """Draw the projector's weights, see the module's description."""
     projector, table = model.model.projector, model.model.language_model.get_input_embeddings()
-    ids = torch.randint(0, model.config.encoder_config.vocab_size, (4, 32), generator=generator)
+    ids = torch.randint(0, model.config.encoder_config.vocab_size - 1, (4, 32), generator=generator)
+    # The start marker is no text: skip its id.
+    ids += ids >= model.config.encoder_context_start_token_id
     with torch.no_grad():
         inputs = model.get_encoder_latents(ids).float()
         wanted = table(torch.arange(table.num_embeddings)).float().std()
@@ -180,9 +182,6 @@ def _make_config(
 def _join(encoder_lm: PreTrainedModel, decoder_lm: PreTrainedModel, config: C3Config) -> C3ForConditionalGeneration:
     """Put two loaded halves into one model; queries and projector are left empty."""
     head = decoder_lm.get_output_embeddings()
-    ids = torch.arange(min(16, config.text_config.vocab_size)).unsqueeze(0)
-    with torch.inference_mode():
-        expected = decoder_lm(input_ids=ids).logits
     with torch.device("meta"):
         model = C3ForConditionalGeneration(config)
     dtype = decoder_lm.dtype
@@ -191,7 +190,9 @@ def _join(encoder_lm: PreTrainedModel, decoder_lm: PreTrainedModel, config: C3Co
     model.model.encoder = encoder_lm.base_model
     model.model.language_model = decoder_lm.base_model
     model.lm_head = head
+    ids = torch.arange(min(16, config.text_config.vocab_size)).unsqueeze(0)
     with torch.inference_mode():
+        expected = decoder_lm(input_ids=ids).logits
         logits = model(input_ids=ids).logits
     if not torch.equal(logits, expected):
         raise ValueError(

@@ -1,0 +1,273 @@
+"""New C3 models from pairs of tiny language models, and changes to existing ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from c3_hf.conversion import marker_tokens
+from c3_hf.conversion.change_model import replace_halves, resize_latents
+from c3_hf.conversion.export import export
+from c3_hf.conversion.new_model import make_model
+from c3_hf.conversion.save_model import load_model, save_model
+
+
+FAMILIES = {"qwen2": {}, "qwen3": {}, "llama": {}, "mistral": {}, "gemma": {}, "gemma3_text": {}}
+TRAINING_TEXT = "the cat sat on the mat and the dog lay by the door of the house in the rain".split()
+
+
+def write_tokenizer(folder: Path, kind: str, specials: tuple[str, ...] = ("<|endoftext|>",)) -> int:
+    """Save a tokenizer: "bytes", or "words" with merges learned from a sentence; returns its size."""
+    backend = Tokenizer(models.BPE())
+    # As Qwen2Tokenizer of transformers 5 has it, whatever the file says.
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    size = 256 if kind == "bytes" else 290
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([" ".join(TRAINING_TEXT)], trainer)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[0])
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write_model(folder: Path, family: str, kind: str = "bytes", hidden_size: int = 32, **changes) -> Path:
+    size = write_tokenizer(folder, kind)
+    config = AutoConfig.for_model(
+        family,
+        **{
+            "vocab_size": size,
+            "hidden_size": hidden_size,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": size - 1,
+            "pad_token_id": None,
+            **FAMILIES.get(family, {}),
+            **changes,
+        },
+    )
+    torch.manual_seed(len(family) + hidden_size)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Write a model once and hand out its folder."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def get(family: str, **arguments) -> Path:
+        key = (family, *sorted(arguments.items()))
+        if key not in made:
+            made[key] = write_model(root / f"{len(made)}-{family}", family, **arguments)
+        return made[key]
+
+    return get
+
+
+def train_a_little(model, processor) -> list[float]:
+    inputs = processor.apply_chat_template(processor.restore_messages("the cat sat"), add_generation_prompt=True)
+    labels = inputs["input_ids"].clone()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(4):
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        assert model.model.latent_queries.weight.grad.abs().sum() > 0
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [*((family, family) for family in FAMILIES), ("qwen2", "llama"), ("gemma3_text", "mistral"), ("llama", "gemma")],
+)
+def test_a_pair_becomes_a_model_that_loads_and_learns(pairs, tmp_path, encoder, decoder):
+    decoder_folder = pairs(decoder)
+    made = make_model(pairs(encoder, hidden_size=24, num_attention_heads=2), decoder_folder, num_latents=3)
+    assert made.shared_vocabulary
+    save_model(made.model, made.processor, tmp_path / "out")
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.config.num_latents == processor.num_latents == 3
+    for name, tensor in made.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    # Without a context it is the decoder it was made from.
+    plain = AutoModelForCausalLM.from_pretrained(decoder_folder)
+    ids = processor.tokenizer("the dog lay", return_tensors="pt")["input_ids"]
+    size = plain.config.vocab_size
+    torch.testing.assert_close(model(input_ids=ids).logits[..., :size], plain(input_ids=ids).logits)
+    losses = train_a_little(model, processor)
+    assert losses[-1] < losses[0]
+
+
+def test_new_tokens_begin_at_the_mean_and_latents_at_the_size_of_embeddings(pairs):
+    made = make_model(pairs("qwen2", hidden_size=24), pairs("llama"), num_latents=8)
+    model, tokenizer = made.model, made.processor.tokenizer
+    old = AutoModelForCausalLM.from_pretrained(pairs("llama")).get_input_embeddings().weight
+    table = model.get_input_embeddings().weight
+    assert len(table) == len(tokenizer) == len(old) + len(marker_tokens.MARKERS + marker_tokens.INLINE_MARKERS)
+    assert torch.equal(table[: len(old)], old)
+    difference = (table[len(old) :] - old.mean(0)).abs()
+    assert difference.max() < 0.1 * old.std(0).max()
+    assert (difference > 0).all()
+    queries, words = model.model.latent_queries.weight, model.model.encoder.get_input_embeddings().weight
+    torch.testing.assert_close(queries.mean(), words.mean(), atol=0.01, rtol=0.1)
+    torch.testing.assert_close(queries.std(0).mean(), words.std(0).mean(), atol=0, rtol=0.3)
+    ids = tokenizer("the cat sat on the mat", return_tensors="pt")["input_ids"]
+    latents = model.get_context_features(ids)
+    assert 0.5 < latents.std() / table.std() < 2
+    assert torch.equal(model.model.projector.bias, torch.zeros_like(model.model.projector.bias))
+
+
+def test_same_seed_same_model(pairs):
+    first, second, other = (
+        make_model(pairs("qwen2", hidden_size=24), pairs("qwen2"), 4, seed=seed).model.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.latent_queries.weight"], other["model.latent_queries.weight"])
+
+
+def test_untied_heads_grow_too(pairs):
+    made = make_model(pairs("qwen2", hidden_size=24), pairs("llama", tie_word_embeddings=False), 2)
+    head, table = made.model.lm_head.weight, made.model.get_input_embeddings().weight
+    assert head.shape == table.shape
+    assert not torch.equal(head, table)
+    assert made.model.config.tie_word_embeddings is False
+    assert head[-1].isfinite().all()
+
+
+def test_two_vocabularies_keep_two_tokenizers(pairs, tmp_path):
+    made = make_model(pairs("qwen2", kind="words", hidden_size=24), pairs("llama"), 3)
+    assert not made.shared_vocabulary
+    save_model(made.model, made.processor, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.config.inline_context_start_token_id is None
+    own = AutoTokenizer.from_pretrained(pairs("qwen2", kind="words", hidden_size=24))
+    inputs = processor.apply_chat_template(processor.restore_messages("the cat <img> sat"))
+    assert inputs["context_input_ids"][0, 0].tolist() == own("the cat <img> sat")["input_ids"]
+    start = model.config.encoder_context_start_token_id
+    assert processor.encoder_tokenizer.convert_ids_to_tokens(start) == "<img>"
+    assert start == len(own)
+    assert model.config.context_start_token_id != start
+    losses = train_a_little(model, processor)
+    assert losses[-1] < losses[0]
+    assert len(model.generate(**inputs, max_new_tokens=3)[0]) <= inputs["input_ids"].shape[1] + 3
+
+
+def test_rows_that_no_token_used_are_filled_too(pairs):
+    """Qwen's tables are longer than its vocabulary; marker tokens land in rows that were never trained."""
+    made = make_model(pairs("qwen2", hidden_size=24), pairs("qwen2", vocab_size=300), 2)
+    table = made.model.get_input_embeddings().weight
+    assert len(table) == 300
+    old = AutoModelForCausalLM.from_pretrained(pairs("qwen2", vocab_size=300)).get_input_embeddings().weight
+    token_id = made.model.config.context_start_token_id
+    assert token_id < 300
+    torch.testing.assert_close(table[token_id], old[:257].mean(0), atol=0.05 * old.std().item(), rtol=0)
+
+
+def test_dtype_reaches_both_halves(pairs, tmp_path):
+    made = make_model(pairs("qwen2", hidden_size=24), pairs("llama"), 2, dtype=torch.bfloat16)
+    assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
+    save_model(made.model, made.processor, tmp_path / "out")
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_decoder_with_more_than_a_matrix_as_its_head_is_refused(pairs):
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM does more in its head than multiply by a matrix"):
+        make_model(pairs("qwen2", hidden_size=24), pairs("gemma2", final_logit_softcapping=0.01), 2)
+
+
+def test_a_decoder_without_an_end_token_is_refused(pairs, tmp_path):
+    folder = write_model(tmp_path / "endless", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(folder)
+    with pytest.raises(ValueError, match="has no `eos_token`"):
+        make_model(pairs("qwen2", hidden_size=24), folder, 2)
+
+
+@pytest.fixture(scope="module")
+def existing(pairs, tmp_path_factory) -> Path:
+    made = make_model(pairs("qwen2", hidden_size=24), pairs("llama"), num_latents=4)
+    folder = tmp_path_factory.mktemp("existing") / "c3"
+    save_model(made.model, made.processor, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("num_latents", "reinitialise", "kept", "note"),
+    [
+        (6, False, 4, "4 of 4 queries kept, 0 dropped, 2 drawn anew"),
+        (2, False, 2, "2 of 4 queries kept, 2 dropped, 0 drawn anew"),
+        (5, True, 0, "0 of 4 queries kept, 4 dropped, 5 drawn anew"),
+    ],
+)
+def test_number_of_latents_can_change(existing, tmp_path, num_latents, reinitialise, kept, note):
+    model, processor = load_model(existing)
+    before = model.model.latent_queries.weight.clone()
+    assert resize_latents(model, num_latents, reinitialise=reinitialise) == note
+    processor.num_latents = num_latents
+    after = model.model.latent_queries.weight
+    assert after.shape == (num_latents, 24)
+    assert torch.equal(after[:kept], before[:kept])
+    assert not any(torch.equal(row, old) for row in after[kept:] for old in before)
+    save_model(model, processor, tmp_path / "out")
+    model, processor = load_model(tmp_path / "out")
+    inputs = processor.apply_chat_template(processor.restore_messages("the cat"))
+    assert model(**inputs).context_latents.shape == (1, 1, num_latents, 32)
+
+
+def test_no_latents_at_all_are_refused(existing):
+    model, _ = load_model(existing)
+    with pytest.raises(ValueError, match="`num_latents` must be at least 1, got 0"):
+        resize_latents(model, 0)
+
+
+def test_exported_halves_go_back(existing, tmp_path):
+    export(existing, tmp_path / "decoder", "decoder")
+    export(existing, tmp_path / "encoder", "encoder")
+    model, processor = load_model(existing)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for half in (model.model.encoder, model.model.language_model):
+            for parameter in half.parameters():
+                parameter.zero_()
+    replace_halves(model, tmp_path / "encoder", tmp_path / "decoder")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    decoder = AutoModelForCausalLM.from_pretrained(tmp_path / "decoder")
+    ids = processor.tokenizer("the dog", return_tensors="pt")["input_ids"]
+    assert torch.equal(decoder(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_halves_of_another_shape_are_refused(existing, pairs):
+    model, _ = load_model(existing)
+    with pytest.raises(ValueError, match="`encoder` is not shaped like the encoder it replaces"):
+        replace_halves(model, encoder=pairs("qwen2"))
