@@ -67,6 +67,18 @@ def test_links_between_documents_lead_somewhere():
     assert dead == []
 
 
+def test_documents_that_the_code_names_exist():
+    named = {
+        (str(path.relative_to(ROOT)), name)
+        for path in text_files()
+        if path.suffix in {".py", ".yaml", ".cfg", ".toml"}
+        for name in re.findall(
+            r"\b(?:docs|examples|benchmarks)/[\w./-]+\.(?:md|py|yaml)\b", path.read_text(encoding="utf-8")
+        )
+    }
+    assert sorted((path, name) for path, name in named if not (ROOT / name).exists()) == []
+
+
 def test_every_document_is_reached_from_the_readme():
     reached, todo = set(), [ROOT / "README.md"]
     while todo:

@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Compress a text into latents, restore it from them alone, and show both with the differences.",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="UTF-8 text, or - for stdin (default: a sample)")
-    parser.add_argument("--ratio", type=float, default=3.0, help="tokens per latent at most (default: %(default)s)")
+    parser.add_argument("--ratio", type=float, help="tokens per latent at most (default: what suits the model)")
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -42,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
     text = _read(args.file)
     if not text.strip():
         raise ValueError(f"`FILE` {args.file!r} holds no text; give one that does, or none for the sample")
-    if not 0 < args.ratio < float("inf"):
+    if args.ratio is not None and not 0 < args.ratio < float("inf"):
         raise ValueError(f"`--ratio` must be positive, 3 for three tokens per latent, got {args.ratio}")
 
     import torch
 
     from c3_hf.evaluation.metrics.char_precision import char_precision
+    from c3_hf.latents.compressor import default_segment_length
     from c3_hf.latents.restoring import restore_texts
     from c3_hf.latents.segmentation import iter_segments
 
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     started = time.perf_counter()
     num_latents = model.config.num_latents
-    segments = list(iter_segments(text, processor.encoder_tokenizer, int(num_latents * args.ratio)))
+    length = default_segment_length(model) if args.ratio is None else int(num_latents * args.ratio)
+    segments = list(iter_segments(text, processor.encoder_tokenizer, length))
     texts = [segment.text for segment in segments]
     restored = "".join(restore_texts(model, processor, texts, batch_size=args.batch_size, progress=True))
     seconds = time.perf_counter() - started
