@@ -31,7 +31,8 @@ def restorer():
 @pytest.fixture(scope="module")
 def latents():
     """Latents of three texts, `(3, 1, 4, 32)`."""
-    ids, mask = context_batch([encode_plain(PROCESSOR.tokenizer, text)[0] for text in ("one", "2, two", "three")], "cpu")
+    texts = ("one", "2, two", "three")
+    ids, mask = context_batch([encode_plain(PROCESSOR.tokenizer, text)[0] for text in texts], "cpu")
     return MODEL.get_context_features(ids, mask)
 
 
@@ -106,7 +107,7 @@ def test_a_record_larger_than_the_bytes_is_not_kept(restorer, generated):
     counts = ExactCounts()
     segment = segment_of([65] * 40)
     assert build_residual(restorer, segment, torch.full((41,), 5.0), 0.01, counts) == Residual()
-    assert build_residual(restorer, segment, torch.full((41,), 0.001), 0.01, counts).stored == b"A" * 40
+    assert build_residual(restorer, segment, torch.full((41,), 0.001), 0.01, counts).stored == segment.data
     assert (counts.stored_smaller, counts.near_tokens) == (1, 0)
     near = torch.full((41,), 5.0)
     near[7] = 0.001

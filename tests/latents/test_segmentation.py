@@ -59,10 +59,10 @@ def test_cuts_fall_at_natural_places(text, limit, expected):
     assert text[: find_cut(text, limit)] == expected
 
 
-def test_one_character_of_many_tokens_fits(tokenizer=TOKENIZER):
+def test_one_character_of_many_tokens_fits():
     # U+1D160 becomes three characters of four bytes under NFC; the tiny tokenizer has one token a byte.
     text = "\U0001d160" * 9
-    assert "".join(segment.text for segment in iter_segments(text, tokenizer, 16)) == text
+    assert "".join(segment.text for segment in iter_segments(text, TOKENIZER, 16)) == text
 
 
 def test_sources_of_every_kind_give_the_same_text(tmp_path):
@@ -107,7 +107,7 @@ def test_digests_are_of_the_bytes():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: list(iter_segments("x", TOKENIZER, 15)), ValueError, r"`segment_length` must be at least 16 .* got 15"),
+        (lambda: list(iter_segments("x", TOKENIZER, 15)), ValueError, r"`segment_length` .* at least 16 .* got 15"),
         (lambda: list(iter_text("a\ud800")), ValueError, r"`source` has the lone surrogate U\+D800"),
         (lambda: list(iter_text(["a", 5])), TypeError, r"`source` must give str or bytes, got a piece of type int"),
         (lambda: list(iter_text(5)), TypeError, r"`source` must be str, bytes, a pathlib.Path, .* got int"),

@@ -283,9 +283,9 @@ def test_what_does_not_continue_is_refused(model, processor, text, path, tmp_pat
 
     with pytest.raises(Killed):
         compress(broken_off(), model, processor, **options)
-    with pytest.raises(ValueError, match=r"`output`: .*journal holds an unfinished run with other settings \(segment_l"):
+    with pytest.raises(ValueError, match=r"`output`: .* holds an unfinished run with other settings \(segment"):
         compress(text, model, processor, **{**options, "segment_length": 40})
-    with pytest.raises(ValueError, match=r"`source` differs from the text that .* was begun with, before character \d+"):
+    with pytest.raises(ValueError, match=r"`source` differs from the text that .* was begun with, before char"):
         compress("x" + text, model, processor, **options)
     journal_of(path).write_bytes(b"something else altogether, not a journal")
     with pytest.raises(ValueError, match=r"`path`: .* is no journal of `c3-hf compress`, it starts with b'something"):
