@@ -126,6 +126,8 @@ def test_the_decoder_learns_at_its_own_rate(run):
         assert rate == pytest.approx(3e-4 if name.startswith(PARTS["decoder"]) else 3e-3)
 
 
+# transformers 5 has a new name for gradient checkpointing, which 4.57 and peft do not know yet.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_is_merged_and_saved(run, tmp_path):
     base = run(output_dir=str(tmp_path / "base"), max_steps=1)
     half_names = {"tokenizer_path": None, "text_config": None, "encoder_config": None}
@@ -148,14 +150,15 @@ def test_lora_is_merged_and_saved(run, tmp_path):
     assert trained == []  # merged in place
 
 
-def test_distillation_pulls_towards_the_decoder_reading_the_text(run):
-    plain = run(resume=False, max_steps=3)
-    distilled = run(resume=False, max_steps=3, distillation_weight=1.0)
-    first, second = ([entry["loss"] for entry in read_log(t) if "loss" in entry][-3:] for t in (plain, distilled))
+def test_distillation_pulls_towards_the_decoder_reading_the_text(run, tmp_path):
+    plain = run(max_steps=3, output_dir=str(tmp_path / "plain"))
+    distilled = run(max_steps=3, output_dir=str(tmp_path / "distilled"), distillation_weight=1.0)
+    first, second = ([entry["loss"] for entry in read_log(t) if "loss" in entry] for t in (plain, distilled))
     assert second[0] > first[0]
     assert not torch.equal(plain.model.lm_head.weight, distilled.model.lm_head.weight)
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_gradient_checkpointing_changes_nothing(run, tmp_path):
     plain = run(output_dir=str(tmp_path / "plain"))
     checkpointed = run(
