@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.run --suite cpu` from the repository's root. See docs/performance.md."""

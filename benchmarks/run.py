@@ -1,0 +1,116 @@
+"""Measure and write records: `python -m benchmarks.run --suite cpu`, or `--suite gpu` on a machine with a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import (
+    against_full_text,
+    against_hardware,
+    against_original,
+    drafting,
+    floors,
+    restoring,
+    scaling,
+    shapes,
+    start_up,
+)
+from .record import Record, commit, environment
+
+
+RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = {
+    "against_original": against_original,
+    "against_full_text": against_full_text,
+    "against_hardware": against_hardware,
+    "restoring": restoring,
+    "drafting": drafting,
+    "scaling": scaling,
+    "start_up": start_up,
+}
+# These ask the model for the text back, so they need its processor and, to mean anything, trained weights.
+NEED_PROCESSOR = ("restoring", "drafting")
+SUITES = {
+    "cpu": {"shapes": ("tiny", "medium"), "dtype": torch.float32, "decode_options": {}},
+    # generate() compiles the decode step by itself where the cache is static and the device a GPU.
+    "gpu": {
+        "shapes": ("released",),
+        "dtype": torch.bfloat16,
+        "decode_options": {"cache_implementation": "static"},
+    },
+}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU for the suite gpu")
+    parser.add_argument("--shape", choices=shapes.SCALES, action="append", help="instead of the suite's models")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, action="append", help="only these; default: all")
+    parser.add_argument("--threads", type=int, help="threads on a CPU; default: torch's")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records")
+    return parser.parse_args(arguments)
+
+
+def choose_device(name: str, suite: str) -> torch.device:
+    """The device to measure on."""
+    if name == "auto":
+        name = "cuda" if suite == "gpu" and torch.cuda.is_available() else "cpu"
+    if name == "cpu" and suite == "gpu":
+        print(
+            "no GPU: the suite runs on the CPU, which is only good for trying it out on --shape toy", file=sys.stderr
+        )
+    return torch.device(name)
+
+
+def run_one(name: str, shape: str, setup: shapes.Setup, command: str) -> Record:
+    """Run one benchmark and wrap up what it measured."""
+    state, start = commit(), time.perf_counter()
+    machine = environment(setup.device)
+    measurements = BENCHMARKS[name].run(setup)
+    return Record(
+        benchmark=name,
+        command=command,
+        environment=machine,
+        model=shapes.describe(shape, setup.model),
+        settings={
+            "seed": shapes.SEED,
+            "decode_options": setup.decode_options,
+            "attention": setup.model.config._attn_implementation,
+            **dataclasses.asdict(setup.scale),
+        },
+        floors=setup.rates,
+        measurements=measurements,
+        seconds=time.perf_counter() - start,
+        commit=state,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    suite = SUITES[options.suite]
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = choose_device(options.device, options.suite)
+    rates = floors.measure_rates(device, suite["dtype"])
+    command = " ".join(["python -m benchmarks.run", *arguments])
+    for shape in options.shape or suite["shapes"]:
+        model, processor = shapes.load(shape, device, suite["dtype"])
+        setup = shapes.Setup(model, processor, shapes.SCALES[shape], rates, suite["decode_options"])
+        for name in options.benchmark or BENCHMARKS:
+            if name in NEED_PROCESSOR and processor is None:
+                continue
+            path = run_one(name, shape, setup, command).write(options.output)
+            print(f"{time.strftime('%H:%M:%S')} {path.name}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

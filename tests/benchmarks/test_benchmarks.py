@@ -1,0 +1,126 @@
+"""Every benchmark runs at toy size and writes a complete record; tables say what the records say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from benchmarks.record import measure, peak_memory, ratio, spread
+from benchmarks.shapes import SCALES, Setup, make_config
+from transformers import AutoModel
+
+from benchmarks import drafting, floors, restoring, run, tables
+from c3_hf import C3ForConditionalGeneration
+from factories import make_model, make_processor
+
+
+CPU = torch.device("cpu")
+# Those that start no fresh process and need no trained model.
+AT_TOY_SIZE = ("against_original", "against_full_text", "against_hardware", "scaling")
+RATES = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e9}
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch) -> list[dict]:
+    """What a GPU suite writes at toy size on the CPU."""
+    monkeypatch.setattr(floors, "measure_rates", lambda device, dtype: RATES)
+    arguments = ["--suite", "gpu", "--shape", "toy", "--device", "cpu", "--output", str(tmp_path)]
+    for name in AT_TOY_SIZE:
+        arguments += ["--benchmark", name]
+    assert run.main(arguments) == 0
+    return tables.read_records(tmp_path)
+
+
+def test_a_suite_writes_complete_records(records, tmp_path):
+    assert [record["benchmark"] for record in records] == sorted(AT_TOY_SIZE)
+    for record in records:
+        assert record["schema"] == 1
+        assert len(record["commit"]["hash"]) == 40
+        assert record["command"].startswith("python -m benchmarks.run --suite gpu --shape toy")
+        assert record["environment"]["torch"] == str(torch.__version__)
+        assert record["model"]["config"]["num_latents"] == 4
+        assert record["settings"]["decode_options"] == {"cache_implementation": "static"}
+        assert record["floors"] == RATES
+        assert record["measurements"]
+    assert not list(tmp_path.glob("*.partial"))
+    both = {record["benchmark"]: record["measurements"] for record in records}
+    assert all(row["same_tokens_in_first_text"] for row in both["against_original"])
+    assert [row["batch_size"] for row in both["against_original"]] == [1, 2, 2]
+    assert all(row["prompt_tokens"]["latents"] < row["prompt_tokens"]["full"] for row in both["against_full_text"])
+
+
+def test_tables_are_made_from_records(records):
+    document = f"# Performance\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+    text = tables.with_tables(document, records)
+    assert "old" not in text
+    assert text.endswith("after\n")
+    (against_original,) = (record for record in records if record["benchmark"] == "against_original")
+    for row in against_original["measurements"]:
+        assert f"| {row['speedup']['median']:,.1f} (" in text
+    assert tables.with_tables(text, records) == text
+
+
+def test_tables_need_their_marks():
+    with pytest.raises(ValueError, match="must hold the marks"):
+        tables.with_tables("# Performance\n", [])
+
+
+def test_the_document_shows_the_records(repository):
+    document = (repository / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert tables.with_tables(document, tables.read_records(tables.RESULTS)) == document
+
+
+def test_restoring_and_drafting_run_with_a_processor():
+    setup = Setup(make_model(), make_processor(), SCALES["toy"])
+    (row,) = restoring.run(setup)
+    assert row["mixed_over_equal"]["median"] > 0
+    row = drafting.compare(setup, "log", "abc abc abc abc abc", 3)
+    assert row["same_tokens"]
+    assert row["tokens_per_step"] >= 1
+
+
+def test_measuring_takes_turns_and_leaves_the_warm_up_out():
+    calls = []
+    seconds = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, warmup=1, repeats=2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_ratios_are_taken_round_by_round():
+    assert ratio([2.0, 9.0], [1.0, 3.0], 10) == {"median": 25.0, "min": 20.0, "max": 30.0, "repeats": 2}
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "repeats": 3}
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    peak = peak_memory(lambda: torch.ones(16_000_000).sum(), CPU)
+    assert 60e6 < peak < 100e6
+
+
+def test_counted_work_is_that_of_the_modules():
+    config = make_config("toy")
+    model = AutoModel.from_config(config.encoder_config)
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    assert floors.layer_parameters(config.encoder_config) == linear
+    length = 10 + 1 + config.num_latents
+    assert floors.encode_flops(config, 3, 10) > 3 * 2 * linear * length
+
+
+def test_the_cache_has_the_counted_size():
+    model = make_model()
+    output = model.model.language_model(input_ids=torch.ones((2, 7), dtype=torch.long), use_cache=True)
+    layers = output.past_key_values.layers
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert floors.cache_bytes(model.config.text_config, 2, 7, 4) == held
+
+
+@pytest.mark.parametrize(("shape", "encoder", "decoder"), [("medium", 110e6, 200e6), ("released", 1.54e9, 3.09e9)])
+def test_shapes_have_the_sizes_they_are_named_for(shape, encoder, decoder):
+    with torch.device("meta"):
+        model = C3ForConditionalGeneration(make_config(shape))
+    halves = (model.model.encoder, model.model.language_model)
+    counted = [sum(parameter.numel() for parameter in half.parameters()) for half in halves]
+    assert counted == pytest.approx([encoder, decoder], rel=0.02)
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(ValueError, match="`shape` must be toy, tiny, medium or released, got 'huge'"):
+        make_config("huge")
