@@ -1,0 +1,42 @@
+"""Compress a text once, keep it as a file, ask it often: `python examples/compress_and_ask.py [FILE]`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+import c3_hf
+from c3_hf.latents import CompressedContext, compress
+
+
+TEXT = """\
+The access code of the Trieste depot is 481920. The keys hang behind the door of the harbour office, and whoever \
+takes them signs the book. On Sundays the depot is closed.
+"""
+QUESTIONS = ["The access code of the Trieste depot is", "Repeat the text: "]
+
+
+def main() -> None:
+    model = AutoModelForCausalLM.from_pretrained(c3_hf.tiny_model_path())
+    processor = AutoProcessor.from_pretrained(c3_hf.tiny_model_path())
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else TEXT
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "text.c3"
+        compress(source, model, processor, output=file, progress=True)
+
+        # Another day, another process: the text is not needed any more, and the encoder does not run.
+        context = CompressedContext.load(file)
+        print(context)
+        for question in QUESTIONS:
+            content = [*context.content_parts(model), {"type": "text", "text": question}]
+            inputs = processor.apply_chat_template([{"role": "user", "content": content}])
+            output = model.generate(**inputs, max_new_tokens=200)
+            answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])[0]
+            print(f"{question!r} -> {answer!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What docs/latent_format.md says of the file is true, down to its reader; the examples run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+
+import pytest
+import torch
+
+import c3_hf
+from c3_hf.latents.storage import ORDER
+
+
+@pytest.fixture(scope="module")
+def page(repository):
+    return (repository / "docs" / "latent_format.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_the_reader_on_the_page_reads_a_segment(page, compressed, tmp_path, dtype):
+    context = compressed(dtype=dtype, exact=True)
+    context.save(tmp_path / "text.c3")
+    scope = {}
+    exec(re.search(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)[1], scope)
+    found = torch.from_numpy(scope["read_segment"](tmp_path / "text.c3", 2).copy())
+    assert torch.equal(found, context.dense_latents()[2].float())
+
+
+def test_the_page_lists_every_tensor_in_file_order_and_every_header_entry(page, compressed):
+    listed = re.findall(r"^\| `(\w+)` \| (?:[FIBU]\d+|BF16)", page, flags=re.MULTILINE)
+    assert tuple(listed) == ORDER
+    header = page.split("## Header")[1].split("## Fidelity")[0]
+    first_columns = re.findall(r"^\| (`.*?) \|", header, flags=re.MULTILINE)
+    entries = {name for column in first_columns for name in re.findall(r"`(\w+)`", column)}
+    assert entries == set(vars(compressed("x").header))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("compress_and_ask", []), ("exact", []), ("fidelity", ["text.txt", "page.html"])]
+)
+def test_examples_run(repository, tmp_path, monkeypatch, model, processor, capsys, name, words):
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("Nothing of this comes back from a random model.\n", encoding="utf-8")
+    monkeypatch.setattr(c3_hf, "tiny_model_path", lambda: str(tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    runpy.run_path(str(repository / "examples" / f"{name}.py"), run_name="__main__")
+    output = capsys.readouterr().out
+    assert "CompressedContext(" in output
+    if name == "exact":
+        assert "identical: True" in output
+    if name == "fidelity":
+        assert (tmp_path / "page.html").stat().st_size > 500
