@@ -100,11 +100,18 @@ class C3GenerationMixin(GenerationMixin):
         check_context_arguments(self.config, prompts.shape[0], context_ids, context_mask, latents)
         required = required_latents(self.config, context_ids, context_mask, latents)
         if prompts.dim() == 2:
-            check_placeholders(prompts == self.config.context_token_id, required)
+            placeholder_mask = prompts == self.config.context_token_id
             check_blocks(self.config, prompts)
+        else:
+            placeholder_mask = self.model.get_placeholder_mask(None, prompts)
+        check_placeholders(placeholder_mask, required)
         if latents is None:
             latents = self.get_context_features(context_ids, context_mask)
-        return latents.expand(prompts.shape[0], -1, -1, -1)
+        latents = latents.expand(prompts.shape[0], -1, -1, -1)
+        # Slots that pad rows with fewer contexts become zeros, the sign of an unused slot among given latents.
+        used = placeholder_mask.sum(dim=1, keepdim=True).to(latents.device)
+        slots = torch.arange(latents.shape[1], device=latents.device) * self.config.num_latents
+        return torch.where((slots < used)[..., None, None], latents, 0)
 
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **kwargs
@@ -127,7 +134,9 @@ class C3GenerationMixin(GenerationMixin):
             return model_inputs
         step_length, total_length = model_inputs["input_ids"].shape[1], input_ids.shape[1]
         if step_length == total_length:
-            model_inputs["context_latents"] = latents
+            # After a prompt given as embeddings only, the first step has as many ids as the text so far: one.
+            if past_key_values is None or past_key_values.get_seq_length() == 0:
+                model_inputs["context_latents"] = latents
         elif step_length > 1:
             is_placeholder = input_ids == self.config.context_token_id
             model_inputs["inputs_embeds"] = self.model.merge_latents(

@@ -302,13 +302,16 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
     ```
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_rep"}
 
     def __init__(self, config: C3Config):
         super().__init__(config)
         self.model = C3Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # The table's name depends on the decoder's family: `embed_tokens` in most, `wte` in GPT-2.
+        table = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is table)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
     def get_input_embeddings(self):

@@ -122,6 +122,8 @@ def install_escapes(tokenizer) -> None:
         steps = [normalizers.Replace(first + ESCAPE, first) for first in characters]
         backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
     tokenizer.chat_template = build_chat_template(characters)
+    # generate() takes no token types; a bare fast tokenizer returns them under transformers 4.57.
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
 
 
 DEFAULT_CHAT_TEMPLATE = build_chat_template(["<"])
