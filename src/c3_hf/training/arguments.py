@@ -35,6 +35,10 @@ class ModelArguments:
     initializer_range: float = field(
         default=0.02, metadata={"help": "Spread of the initial latent queries and projector of a new model."}
     )
+    copy_start: int | None = field(
+        default=None,
+        metadata={"help": "Lay the addresses of a copy into a new pair of GPT-2s, so many tokens a latent."},
+    )
     share_initial_embeddings: bool = field(
         default=False, metadata={"help": "Start both halves of a new model with the same embedding table."}
     )

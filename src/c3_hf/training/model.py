@@ -19,6 +19,7 @@ from ..modeling.prompt_c3 import (
     STOP_TOKEN,
 )
 from .arguments import PARTS, ModelArguments
+from .copy_start import start_with_copying
 
 
 logger = logging.get_logger(__name__)
@@ -80,7 +81,11 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         do_sample=False,
         max_new_tokens=4096,
     )
-    return model, C3Processor(tokenizer, num_latents=arguments.num_latents)
+    processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
+    if arguments.copy_start is not None:
+        prompt = processor.apply_chat_template(processor.restore_messages("text"), return_tensors=None)
+        start_with_copying(model, prompt["input_ids"][0], arguments.copy_start)
+    return model, processor
 
 
 def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:
@@ -143,5 +148,6 @@ def compile_layers(model: nn.Module) -> None:
     The layers of a half share one program, which takes a minute or two to build; the whole model would take many.
     """
     for name, module in model.named_modules():
-        if name.rpartition(".")[0].endswith("layers"):
+        # Most families keep their layers in `layers`, GPT-2 in `h`.
+        if name.rpartition(".")[0].endswith(("layers", ".h")):
             module.compile(dynamic=True)

@@ -1,0 +1,181 @@
+"""How well a model restores held-out text, by kind and compression ratio, and answers generated questions.
+
+`python -m benchmarks.restoring_by_ratio --data-dir EVAL --output benchmarks/results/c3-tiny` writes `items.jsonl`
+(one line an item: id, kind, ratio, lengths, SHA-256 of the text, character precision, accuracy by position),
+`summary.json` (means and numbers of items) and `curve.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import c3_hf
+from c3_hf.data.mixture import cut_to_tokens
+from c3_hf.data.tasks import answer
+from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
+from c3_hf.evaluation.metrics.char_precision import char_precision
+from c3_hf.latents.restoring import restore_texts
+
+from .record import environment
+
+
+# Name of the kind in the results, file, and kind and language in the file.
+KINDS = (
+    ("English fiction", "passages_en.jsonl.gz", "fiction", "en"),
+    ("English textbook", "passages_en.jsonl.gz", "textbook", "en"),
+    ("Chinese novel", "passages_zh.jsonl.gz", "vernacular_novel", "zh"),
+    ("shuffled English words", "shuffled.jsonl.gz", "shuffled_words", "en"),
+)
+RATIOS = (2, 3, 4, 8, 12, 16, 20, 32)
+BATCH_SIZE = 16
+
+
+class Item(NamedTuple):
+    """One text to restore."""
+
+    id: str
+    kind: str
+    ratio: int
+    text: str
+
+
+def held_out_items(data_dir: Path, processor: Any, ratios: list[int], limit: int | None) -> Iterator[Item]:
+    """The beginning of every record that is long enough, `ratio * num_latents` tokens."""
+    for kind, name, kind_in_file, lang in KINDS:
+        with gzip.open(data_dir / name, "rt", encoding="utf-8") as lines:
+            records = [json.loads(line) for line in lines]
+        records = [record for record in records if (record["kind"], record["lang"]) == (kind_in_file, lang)]
+        for ratio in ratios:
+            heads = [cut_to_tokens(processor.tokenizer, r["text"], ratio * processor.num_latents) for r in records]
+            pairs = [(record, head) for record, head in zip(records, heads) if len(head) < len(record["text"])]
+            yield from (Item(record["id"], kind, ratio, head) for record, head in pairs[:limit])
+
+
+def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dict[str, Any]]:
+    """Restore all items greedily, each ratio in batches."""
+    rows = []
+    groups = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+    for group in tqdm(groups, unit="batch", disable=None):
+        restored = restore_texts(model, processor, [item.text for item in group], batch_size=BATCH_SIZE)
+        for item, text in zip(group, restored):
+            wanted, got = (processor.tokenize_context(side) for side in (item.text, text))
+            rows.append(
+                {
+                    "id": item.id,
+                    "kind": item.kind,
+                    "ratio": item.ratio,
+                    "num_tokens": len(wanted),
+                    "num_chars": len(item.text),
+                    "sha256": hashlib.sha256(item.text.encode()).hexdigest(),
+                    "restored_chars": len(text),
+                    "char_precision": round(char_precision(text, item.text), 6),
+                    "accuracy_by_position": accuracy_by_position(got, wanted),
+                }
+            )
+    return rows
+
+
+def measure_answers(model: Any, processor: Any, data_dir: Path, num_questions: int) -> dict[str, Any]:
+    """Generated questions ("The access code of the ... depot is ...") over held-out fiction of about 48 tokens."""
+    with gzip.open(data_dir / KINDS[0][1], "rt", encoding="utf-8") as lines:
+        texts = [record["text"] for record in map(json.loads, lines) if record["kind"] == KINDS[0][2]]
+    rng, right = np.random.default_rng(2**31), 0
+    for number in range(num_questions):
+        passage = cut_to_tokens(processor.tokenizer, texts[number % len(texts)], 48)
+        *asked, reply = answer(rng, passage).messages
+        inputs = processor.apply_chat_template(asked).to(model.device)
+        output = model.generate(**inputs, max_new_tokens=16)
+        said = processor.decode(output[0, inputs["input_ids"].shape[1] :])
+        right += reply["content"][0]["text"] in said
+    return {"questions": num_questions, "accuracy": right / num_questions if num_questions else None}
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means by kind and ratio."""
+    table = []
+    for kind, ratio in dict.fromkeys((row["kind"], row["ratio"]) for row in rows):
+        cell = [row for row in rows if (row["kind"], row["ratio"]) == (kind, ratio)]
+        precision = [row["char_precision"] for row in cell]
+        places = np.array([row["accuracy_by_position"] for row in cell], dtype=float)
+        table.append(
+            {
+                "kind": kind,
+                "ratio": ratio,
+                "num_items": len(cell),
+                "char_precision": round(float(np.mean(precision)), 4),
+                "lowest": min(precision),
+                "exact": sum(value == 1 for value in precision),
+                "accuracy_by_position": np.nanmean(places, axis=0).round(4).tolist(),
+            }
+        )
+    return table
+
+
+def draw(table: list[dict[str, Any]], path: Path) -> None:
+    """Character precision against the ratio, and token accuracy along the text at each ratio."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind in dict.fromkeys(row["kind"] for row in table):
+        cells = [row for row in table if row["kind"] == kind]
+        left.plot([c["ratio"] for c in cells], [c["char_precision"] for c in cells], marker="o", label=kind)
+    left.set(xlabel="compression ratio", ylabel="character precision, free running", ylim=(0, 1.02), xscale="log")
+    ticks = sorted({row["ratio"] for row in table})
+    left.set_xticks(ticks, [f"{ratio}x" for ratio in ticks])
+    left.minorticks_off()
+    left.legend()
+    for row in (row for row in table if row["kind"] == table[0]["kind"]):
+        right.plot(np.arange(5, 100, 10), row["accuracy_by_position"], marker=".", label=f"{row['ratio']}x")
+    right.set(xlabel=f"place in the text, %  ({table[0]['kind']})", ylabel="tokens that come back", ylim=(0, 1.02))
+    right.legend(ncols=2)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure, write, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=c3_hf.tiny_model_path(), help="checkpoint (default: c3-tiny)")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the held-out files")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
+    parser.add_argument("--limit", type=int, help="most items of a kind and ratio (default: all)")
+    parser.add_argument("--questions", type=int, default=100, help="generated questions to ask (default: 100)")
+    arguments = parser.parse_args()
+    model = c3_hf.C3ForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    processor = c3_hf.C3Processor.from_pretrained(arguments.model)
+    items = list(held_out_items(arguments.data_dir, processor, arguments.ratios, arguments.limit))
+    rows = measure_restoring(model, processor, items)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with open(arguments.output / "items.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    weights = Path(arguments.model) / "model.safetensors"
+    summary = {
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "dtype": "float32",
+        "decoding": "greedy, one block of latents a text",
+        "restoring": summarise(rows),
+        "answering": measure_answers(model, processor, arguments.data_dir, arguments.questions),
+        "environment": environment(torch.device("cpu")),
+    }
+    (arguments.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    draw(summary["restoring"], arguments.output / "curve.png")
+    for row in summary["restoring"]:
+        print(f"{row['kind']:24s} {row['ratio']:3d}x  n={row['num_items']:3d}  {row['char_precision']:.4f}")
+    print(f"questions {summary['answering']}")
+
+
+if __name__ == "__main__":
+    main()
