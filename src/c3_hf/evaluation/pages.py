@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -34,32 +35,49 @@ def draw_page(text: str, side: int = 1024, font: str | None = None) -> Image.Ima
     width = side - 2 * MARGIN
     for size in range(32, 5, -1):
         face = ImageFont.truetype(path, size)
-        lines = [part for line in text.expandtabs(4).splitlines() for part in wrap(line, width, face.getlength)]
         height = round(1.25 * size)
-        if len(lines) * height <= width:
+        capacity = width // height
+        wrapped = (part for line in text.expandtabs(4).splitlines() for part in wrap(line, width, face.getlength))
+        lines = list(islice(wrapped, capacity + 1))
+        if len(lines) <= capacity:
             return _drawn(lines, face, height, side)
     raise ValueError(
         f"`text` of {len(text)} characters does not fit a page of {side} pixels; cut it or enlarge `side`."
     )
 
 
-def wrap(line: str, width: float, measure: Callable[[str], float]) -> list[str]:
-    """`line` in pieces that `measure` finds no wider than `width`, broken behind the last space where there is one.
+def wrap(line: str, width: float, measure: Callable[[str], float]) -> Iterator[str]:
+    """Cut `line` into pieces that `measure` finds no wider than `width`, behind the last space where there is one.
 
-    Returns:
-        At least one piece; their concatenation is `line`.
+    Yields:
+        At least one piece; their concatenation is `line`. A single character wider than `width` is a piece.
     """
-    pieces = []
-    while measure(line) > width and len(line) > 1:
-        low, high = 1, len(line)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if measure(line[:middle]) <= width else (low, middle - 1)
-        space = line.rfind(" ", 0, low)
-        end = space + 1 if space > 0 else low
-        pieces.append(line[:end])
-        line = line[end:]
-    return [*pieces, line]
+    start = 0
+    while True:
+        fits = _fitting(line, start, width, measure)
+        if start + fits >= len(line):
+            yield line[start:]
+            return
+        space = line.rfind(" ", start + 1, start + fits)
+        end = space + 1 if space > 0 else start + fits
+        yield line[start:end]
+        start = end
+
+
+def _fitting(line: str, start: int, width: float, measure: Callable[[str], float]) -> int:
+    """Largest number of characters from `start` that fit, at least 1; looks no further than twice as far."""
+    rest = len(line) - start
+    high = 1
+    while high < rest and measure(line[start : start + high]) <= width:
+        high *= 2
+    low, high = 1, min(high, rest)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if measure(line[start : start + middle]) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _drawn(lines: list[str], face: ImageFont.FreeTypeFont, height: int, side: int) -> Image.Image:
