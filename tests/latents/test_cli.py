@@ -144,6 +144,13 @@ def test_asking_streams_the_models_answer(run, tmp_path, capsys, model, processo
     assert answer == processor.tokenizer.decode(new_ids[0], skip_special_tokens=True) + "\n"
 
 
+def test_more_contexts_than_the_decoder_has_positions_for_are_refused(run, tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes(b"words " * 200)
+    assert run("compress", "a.txt") == 0
+    assert run("ask", "a.txt.c3", "Who?") == 1
+    assert "positions, the model has 512. Ask fewer files" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

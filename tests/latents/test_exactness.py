@@ -249,6 +249,8 @@ def test_restore_texts_in_any_batches_and_order():
 
 def test_wrong_arguments_are_refused(compressed, model, processor):
     for options, message in [
+        ({"segment_length": 508}, r"`segment_length` must be at most 507, .* beside 4 latents, got 508"),
+        ({"segment_length": 500}, r"`segment_length` must be below \d+, .* behind the restoring prompt, got 500"),
         ({"segment_length": 8}, r"`segment_length` must be at least 16 tokens, got 8"),
         ({"dtype": torch.float16}, r"`dtype` must be one of .* got torch.float16"),
         ({"target_fidelity": 1.5}, r"`target_fidelity` is a token accuracy above 0 and up to 1, got 1.5"),
@@ -260,6 +262,8 @@ def test_wrong_arguments_are_refused(compressed, model, processor):
             compressed(**options)
     with pytest.raises(ValueError, match=r"`batch_size` must be at least 1, got 0"):
         restore_texts(model, processor, ["a"], batch_size=0)
+    with pytest.raises(ValueError, match=r"`texts` has one of 600 tokens, the encoder has positions for 507"):
+        restore_texts(model, processor, ["a", "b" * 600])
     with pytest.raises(TypeError, match=r"`texts` must be a list of strings, got a single str"):
         restore_texts(model, processor, "a")
     broken = make_model()

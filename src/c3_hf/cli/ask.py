@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from transformers import TextStreamer
 
     from c3_hf.latents import CompressedContext
+    from c3_hf.latents.restoring import decoder_positions
 
     model, processor = load_model(args)
     with contextlib.ExitStack() as stack:
@@ -40,6 +41,12 @@ def run(args: argparse.Namespace) -> int:
         parts = [part for path in paths for part in CompressedContext.load(path).content_parts(model)]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": args.question}]}]
     inputs = processor.apply_chat_template(messages).to(model.device)
+    room = decoder_positions(model) - inputs["input_ids"].shape[1]
+    if room < 1:
+        raise ValueError(
+            f"`FILE.c3`: contexts and question take {inputs['input_ids'].shape[1]:,} positions, the model has "
+            f"{decoder_positions(model):,}. Ask fewer files, or some segments of one in Python."
+        )
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, streamer=streamer)
+    model.generate(**inputs, max_new_tokens=min(args.max_new_tokens, room), do_sample=False, streamer=streamer)
     return 0

@@ -20,7 +20,7 @@ from .fingerprints import fingerprint_model, fingerprint_processor
 from .fitting import MeasuredSegment, fit_segments
 from .quantization import LATENT_DTYPES, dequantize, quantize
 from .residual import Residual
-from .restoring import Restorer, batches_by_length, context_batch
+from .restoring import Restorer, batches_by_length, context_batch, context_room
 from .segmentation import MIN_SEGMENT_LENGTH, Segment, TextReader, encode_plain, iter_segments
 from .storage import segment_checksums
 from .verification import measure_margins
@@ -54,6 +54,11 @@ class CompressOptions:
         margin = EXACT_MARGINS.get(model.dtype, widest) if self.exact_margin is None else self.exact_margin
         if length < MIN_SEGMENT_LENGTH:
             raise ValueError(f"`segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
+        if length > context_room(model):
+            raise ValueError(
+                f"`segment_length` must be at most {context_room(model)}, which is what the encoder has positions for "
+                f"beside {model.config.num_latents} latents, got {length}."
+            )
         if self.dtype not in LATENT_DTYPES:
             raise ValueError(f"`dtype` must be one of {LATENT_DTYPES}, got {self.dtype!r}.")
         if self.target_fidelity is not None and not 0 < self.target_fidelity <= 1:
@@ -88,6 +93,11 @@ class Compressor:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, options: CompressOptions):
         self.model, self.processor, self.options = model, processor, options
         self.restorer = Restorer(model, processor)
+        if options.segment_length >= self.restorer.room:
+            raise ValueError(
+                f"`segment_length` must be below {self.restorer.room}, which is what the decoder has positions for "
+                f"behind the restoring prompt, got {options.segment_length}."
+            )
         self.counts = ExactCounts()
         self.tokens_encoded = self.tokens = self.chars = self.bytes = 0
         self.header = ContextHeader(

@@ -49,6 +49,11 @@ class Restorer:
         self.prompt_ids = torch.tensor(restoring_prompt_ids(processor), device=model.device)
         self.stop_ids = stop_token_ids(model)
 
+    @property
+    def room(self) -> int:
+        """Tokens that the decoder has positions for behind the prompt."""
+        return decoder_positions(self.model) - len(self.prompt_ids)
+
     def generate(
         self,
         context_latents: torch.Tensor,
@@ -60,7 +65,7 @@ class Restorer:
 
         Args:
             context_latents: `(batch_size, 1, num_latents, text_hidden_size)`.
-            max_new_tokens: Where to stop at the latest.
+            max_new_tokens: Where to stop at the latest, or at the decoder's last position.
             forced: For each row the token ids to force, as (step, id).
             lengths: With `forced`, after how many tokens each row stops.
 
@@ -83,7 +88,7 @@ class Restorer:
             attention_mask=torch.ones_like(input_ids),
             context_latents=context_latents,
             logits_processor=processors,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, self.room),
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
@@ -95,6 +100,16 @@ class Restorer:
         if lengths is not None:
             return [row[:length] for row, length in zip(new_ids, lengths)]
         return [_until_stop(row, self.stop_ids) for row in new_ids]
+
+
+def context_room(model: PreTrainedModel) -> int:
+    """Tokens of a context that the encoder has positions for, beside the queries and their marker."""
+    return model.config.encoder_config.max_position_embeddings - model.config.num_latents - 1
+
+
+def decoder_positions(model: PreTrainedModel) -> int:
+    """Positions of the decoder, for prompt and reply together."""
+    return model.config.text_config.max_position_embeddings
 
 
 def stop_token_ids(model: PreTrainedModel) -> list[int]:
@@ -166,13 +181,20 @@ def restore_texts(
         What came back, in the order of `texts`, not stripped.
 
     Raises:
-        ValueError: If `batch_size` is not positive or the model has no stop token.
+        ValueError: If `batch_size` is not positive, the model has no stop token, or a text is longer than the
+            encoder has positions for.
         TypeError: If `texts` is a single string.
     """
     if isinstance(texts, str):
         raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
     texts = list(texts)
     sequences = [encode_plain(processor.encoder_tokenizer, text)[0] for text in texts]
+    longest = max(map(len, sequences), default=0)
+    if longest > context_room(model):
+        raise ValueError(
+            f"`texts` has one of {longest} tokens, the encoder has positions for {context_room(model)}. Cut it into "
+            "segments, as `compress` does."
+        )
     wanted = [index for index, sequence in enumerate(sequences) if sequence]
     restored = [""] * len(texts)
     restorer = Restorer(model, processor)

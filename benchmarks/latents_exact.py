@@ -1,0 +1,141 @@
+"""Byte-exact mode on every kind of text and on fuzzed strings: does each come back, and at how many bits a token?
+
+`python -m benchmarks.latents_exact --data DATA [--limit 10] [--fuzz 10000]`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from c3_hf.latents import CompressedContext, restore
+from c3_hf.latents.compressor import CompressOptions, Compressor
+from c3_hf.latents.restoring import context_batch
+from c3_hf.latents.segmentation import Segment, iter_segments
+from c3_hf.latents.verification import measure_margins
+
+from .latents_setup import KINDS, chunks, data_hash, load, parser, records, texts, write_record
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser(__doc__)
+    options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
+    options.add_argument("--long-characters", type=int, default=20_000, help="characters of each long text")
+    options.add_argument("--segment-length", type=int, default=128)
+    options = options.parse_args(arguments)
+    started = time.perf_counter()
+    model, processor = load(options)
+    rng = random.Random(options.seed)
+    groups: dict[str, list[bytes]] = {kind: [text.encode() for text in texts(options, kind)] for kind in KINDS}
+    for record in records(options.data / "long" / "books_and_code.jsonl.gz", None):
+        groups[f"long: {record['title']}"] = [record["text"][: options.long_characters].encode()]
+    for name, make in FUZZERS.items():
+        groups[f"fuzzed: {name}"] = [make(rng) for _ in range(options.fuzz // len(FUZZERS))]
+    rows = []
+    for name, sources in groups.items():
+        rows.append({"kind": name, **measure(model, processor, sources, options)})
+        print(rows[-1], file=sys.stderr)
+    noise = numeric_noise(model, processor, groups["passages_en"], options)
+    hashes = {name: data_hash([source.hex() for source in sources]) for name, sources in groups.items()}
+    write_record("latents_exact", options, model, started, rows, data_sha256=hashes, margin_noise=noise)
+    return 0 if all(row["identical"] == row["sources"] for row in rows) else 1
+
+
+def measure(model: Any, processor: Any, sources: Sequence[bytes], options: Any) -> dict[str, Any]:
+    """Compress every source byte-exactly, restore it with another batch size, compare, count."""
+    compressor = Compressor(model, processor, make_options(options).resolved(model))
+    identical = tokens = 0
+    started = time.perf_counter()
+    for group in chunks(sources, 512):
+        segments: list[Segment] = []
+        owners: list[int] = []
+        for owner, source in enumerate(group):
+            found = list(iter_segments(source, processor.tokenizer, options.segment_length))
+            segments += found
+            owners += [owner] * len(found)
+        context = CompressedContext(compressor.header, **compressor.compress_group(segments))
+        restored = [b""] * len(group)
+        pieces = restore_each(context, model, processor, options.batch_size // 2 + 5)
+        for owner, data in zip(owners, pieces):
+            restored[owner] += data
+        identical += sum(first == second for first, second in zip(restored, group))
+        tokens += context.num_tokens
+    counts = dataclasses.asdict(compressor.counts)
+    return {
+        "sources": len(sources),
+        "identical": identical,
+        "bytes": sum(map(len, sources)),
+        "tokens": tokens,
+        "residual_bits_a_token": 8 * counts["residual_bytes"] / max(1, tokens),
+        **counts,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def restore_each(context: CompressedContext, model: Any, processor: Any, batch_size: int) -> list[bytes]:
+    """The bytes of each segment; an error if one does not come back."""
+    restored = restore(context, model, processor, batch_size=batch_size).data
+    ends = (context.byte_offsets - context.byte_offsets[0]).tolist()
+    return [restored[start:end] for start, end in pairwise(ends)]
+
+
+def make_options(options: Any) -> CompressOptions:
+    """Byte-exact, bfloat16 latents, the default margin."""
+    return CompressOptions(
+        segment_length=options.segment_length,
+        dtype=torch.bfloat16,
+        verify=True,
+        exact=True,
+        target_fidelity=None,
+        min_segment_length=16,
+        exact_margin=None,
+        batch_size=options.batch_size,
+    )
+
+
+@torch.no_grad()
+def numeric_noise(model: Any, processor: Any, sources: Sequence[bytes], options: Any) -> dict[str, float]:
+    """How far margins move between batch sizes, in logits: what the margin of byte-exact mode must cover."""
+    segments = [next(iter_segments(source, processor.tokenizer, options.segment_length)) for source in sources[:32]]
+    compressor = Compressor(model, processor, make_options(options).resolved(model))
+    ids, mask = context_batch([segment.token_ids for segment in segments], model.device)
+    latents = model.get_context_features(ids, mask)
+    sequences = [segment.token_ids for segment in segments]
+    together = torch.cat(measure_margins(compressor.restorer, latents, sequences))
+    alone = [
+        measure_margins(compressor.restorer, latents[row : row + 1], [sequence])[0]
+        for row, sequence in enumerate(sequences)
+    ]
+    moved = (torch.cat(alone) - together).abs()
+    return {"largest": moved.max().item(), "mean": moved.mean().item(), "positions": len(moved)}
+
+
+def _unicode(rng: random.Random) -> bytes:
+    planes = [(0x20, 0x7F), (0xA0, 0x24F), (0x300, 0x36F), (0x4E00, 0x9FFF), (0xFDD0, 0xFDEF), (0x1F300, 0x1FAFF)]
+    chars = (chr(rng.randint(*rng.choice(planes))) for _ in range(rng.randint(1, 60)))
+    return "".join(chars).encode()
+
+
+def _markup(rng: random.Random) -> bytes:
+    special = ["<|im_end|>", "<|im_start|>", "<img>", "<imgpad>", "</img>"]
+    parts = [*special, "<", "|", ">", "\ufdd0", "user\n", "e\u0301", " "]
+    return "".join(rng.choice(parts) for _ in range(rng.randint(1, 25))).encode()
+
+
+FUZZERS = {
+    "bytes": lambda rng: rng.randbytes(rng.randint(1, 60)),
+    "unicode": _unicode,
+    "markup": _markup,
+    "white space": lambda rng: "".join(rng.choice(" \t\r\n\u3000ab") for _ in range(rng.randint(1, 60))).encode(),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

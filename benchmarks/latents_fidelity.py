@@ -1,0 +1,184 @@
+"""What teacher-forced fidelity predicts: certain parts, calibrated precision, and what each dtype of latents costs.
+
+`python -m benchmarks.latents_fidelity --data DATA --plot docs/images`: half of the texts fit the two numbers of the
+calibration, the other half tests them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from c3_hf.evaluation.metrics.char_precision import char_precision
+from c3_hf.latents import compress
+from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision
+from c3_hf.latents.restoring import Restorer, batches_by_length, context_batch, decode_tokens, generation_budget
+from c3_hf.latents.segmentation import Segment, iter_segments
+from c3_hf.latents.verification import measure_margins
+
+from .latents_setup import data_hash, load, parser, texts, write_record
+
+
+KINDS = ("passages_en", "passages_zh", "shuffled", "code", "tables")
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser(__doc__)
+    options.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 96, 128, 192], help="tokens of a segment")
+    options.add_argument("--plot", type=Path, help="folder for calibration.png")
+    options = options.parse_args(arguments)
+    started = time.perf_counter()
+    model, processor = load(options)
+    items: list[dict[str, Any]] = []
+    used = []
+    for kind in KINDS:
+        for length in options.lengths:
+            found = [next(iter_segments(text, processor.tokenizer, length)) for text in texts(options, kind)]
+            used += [segment.text for segment in found]
+            items += [{"kind": kind, "length": length, **item} for item in measure(model, processor, found, options)]
+            print(kind, length, statistics.mean(item["precision"] for item in items[-len(found) :]), file=sys.stderr)
+    calibration = fit(items[0::2])
+    for item in items:
+        item["expected"] = expected_precision(item["margins"], calibration)
+    rows = [*summarise(items, calibration), *dtype_rows(model, processor, options)]
+    for item in items:
+        del item["margins"]
+    write_record("latents_fidelity", options, model, started, [*rows, *items], data_sha256=data_hash(used))
+    for row in rows:
+        print(row, file=sys.stderr)
+    if options.plot is not None:
+        plot(items[1::2], options.plot)
+    broken = sum(item["certain_prefix"] > item["agreeing_tokens"] for item in items)
+    return 1 if broken else 0
+
+
+@torch.no_grad()
+def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -> list[dict[str, Any]]:
+    """Margins and free-running result of each segment; float32 latents."""
+    restorer = Restorer(model, processor)
+    results: dict[int, dict[str, Any]] = {}
+    for rows in batches_by_length([len(segment.token_ids) for segment in segments], options.batch_size):
+        batch = [segments[row] for row in rows]
+        sequences = [segment.token_ids for segment in batch]
+        latents = model.get_context_features(*context_batch(sequences, model.device))
+        margins = measure_margins(restorer, latents, sequences)
+        generated = restorer.generate(latents, generation_budget(max(map(len, sequences))))
+        for row, segment, values, new_ids in zip(rows, batch, margins, generated):
+            fidelity = SegmentFidelity.from_margins(values)
+            agreeing = next(
+                (place for place, (a, b) in enumerate(zip(segment.token_ids, new_ids)) if a != b),
+                min(len(segment.token_ids), len(new_ids)),
+            )
+            results[row] = {
+                "tokens": fidelity.num_tokens,
+                "token_accuracy": fidelity.token_accuracy,
+                "certain_prefix": fidelity.exact_prefix,
+                "agreeing_tokens": agreeing,
+                "certainly_exact": fidelity.is_exact,
+                "exact": list(segment.token_ids) == new_ids,
+                "precision": char_precision(decode_tokens(processor, new_ids), segment.text),
+                "margins": values,
+            }
+    return [results[row] for row in range(len(segments))]
+
+
+def fit(items: Sequence[dict[str, Any]]) -> Calibration:
+    """The calibration with the least squared error of a segment's expected precision, on a grid of a hundredth."""
+    best, least = Calibration(0.0, 0.0), float("inf")
+    for derail in range(0, 101, 4):
+        for floor in range(0, 101, 4):
+            candidate = Calibration(derail / 100, floor / 100)
+            errors = [(expected_precision(item["margins"], candidate) - item["precision"]) ** 2 for item in items]
+            if sum(errors) < least:
+                best, least = candidate, sum(errors)
+    return best
+
+
+def summarise(items: Sequence[dict[str, Any]], calibration: Calibration) -> list[dict[str, Any]]:
+    """Promises kept, and expected against seen precision on the held-out half, for each kind and length."""
+    held_out = items[1::2]
+    rows: list[dict[str, Any]] = [
+        {
+            "derail": calibration.derail,
+            "floor": calibration.floor,
+            "segments": len(items),
+            "held_out": len(held_out),
+            "certainly_exact": sum(item["certainly_exact"] for item in items),
+            "of_those_exact": sum(item["certainly_exact"] and item["exact"] for item in items),
+            "prefixes_not_kept": sum(item["certain_prefix"] > item["agreeing_tokens"] for item in items),
+            **_agreement(held_out),
+        }
+    ]
+    for key in ("kind", "length"):
+        values = sorted({item[key] for item in items})
+        rows += [{key: value, **_agreement([item for item in held_out if item[key] == value])} for value in values]
+    return rows
+
+
+def _agreement(items: Sequence[dict[str, Any]]) -> dict[str, float]:
+    expected = statistics.mean(item["expected"] for item in items)
+    seen = statistics.mean(item["precision"] for item in items)
+    each = statistics.mean(abs(item["expected"] - item["precision"]) for item in items)
+    accuracy = statistics.mean(item["token_accuracy"] for item in items)
+    return {
+        "expected_precision": expected,
+        "precision": seen,
+        "difference_points": 100 * (expected - seen),
+        "mean_absolute_difference_points": 100 * each,
+        "token_accuracy": accuracy,
+    }
+
+
+def dtype_rows(model: Any, processor: Any, options: Any) -> list[dict[str, Any]]:
+    """Token accuracy and bytes with latents stored in each dtype."""
+    source = "\n\n".join(texts(options, "passages_en"))
+    rows = []
+    for dtype in DTYPES:
+        context = compress(source, model, processor, dtype=dtype, verify=True, batch_size=options.batch_size)
+        sizes = context.tensors()
+        rows.append(
+            {
+                "dtype": str(dtype).removeprefix("torch."),
+                "token_accuracy": float((context.margins > 0).float().mean()),
+                "latent_bytes": sum(sizes[name].nbytes for name in ("latents", "latent_scales") if name in sizes),
+                "tokens": context.num_tokens,
+            }
+        )
+    return rows
+
+
+def plot(items: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Expected against seen precision of the held-out segments: each, and the means of ten bins."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    expected = [100 * item["expected"] for item in items]
+    seen = [100 * item["precision"] for item in items]
+    axes.plot([0, 100], [0, 100], color="0.6", linewidth=1)
+    axes.scatter(expected, seen, s=10, alpha=0.35, color="#4c78a8", label="a held-out segment", edgecolors="none")
+    order = sorted(range(len(items)), key=expected.__getitem__)
+    bins = [order[start * len(order) // 10 : (start + 1) * len(order) // 10] for start in range(10)]
+    means = [
+        (statistics.mean(expected[i] for i in part), statistics.mean(seen[i] for i in part)) for part in bins if part
+    ]
+    axes.plot(*zip(*means), "o", color="#e45756", markersize=6, label="mean of a tenth of them")
+    axes.set(xlabel="expected character precision (%)", ylabel="free-running character precision (%)")
+    axes.set(xlim=(-2, 102), ylim=(-2, 102), title="Fidelity measured by one pass, and what came back")
+    axes.legend(loc="upper left", frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "fidelity_calibration.png", dpi=130)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

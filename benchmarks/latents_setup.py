@@ -1,0 +1,97 @@
+"""What the measurements of compressed contexts share: arguments, the model, the texts, the record."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from c3_hf import tiny_model_path
+from c3_hf.latents.fingerprints import fingerprint_model
+
+from . import shapes
+from .record import Record, environment
+
+
+RESULTS = Path(__file__).parent / "results"
+# Records of ../shared/data/eval by kind; `long` gives books and code.
+KINDS = ("passages_en", "passages_zh", "code", "tables", "json_logs", "shuffled", "random", "edge")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Arguments that every one of these benchmarks takes."""
+    parsed = argparse.ArgumentParser(description=description)
+    parsed.add_argument("--data", type=Path, required=True, help="the folder with eval/ and long/")
+    parsed.add_argument("--model", default=tiny_model_path(), help="a C3 model; default: the bundled one")
+    parsed.add_argument("--name", default="tiny", help="what the record calls the model")
+    parsed.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parsed.add_argument("--device", default="cpu")
+    parsed.add_argument("--batch-size", type=int, default=64)
+    parsed.add_argument("--limit", type=int, help="texts of each kind; default: all")
+    parsed.add_argument("--seed", type=int, default=0)
+    parsed.add_argument("--output", type=Path, default=RESULTS, help="folder of the record")
+    return parsed
+
+
+def load(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and processor."""
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+    return model.to(options.device).eval(), AutoProcessor.from_pretrained(options.model)
+
+
+def texts(options: argparse.Namespace, kind: str) -> list[str]:
+    """Texts of one kind, at most `--limit`, evenly over the file."""
+    return [record["text"] for record in records(options.data / "eval" / f"{kind}.jsonl.gz", options.limit)]
+
+
+def records(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    """Records of a JSONL file, at most `limit`, evenly over it."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[index * len(rows) // limit] for index in range(limit)]
+
+
+def data_hash(parts: Sequence[str]) -> str:
+    """SHA-256 over texts, so that a record says what it was measured on."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def write_record(
+    name: str, options: argparse.Namespace, model: Any, started: float, measurements: list[dict[str, Any]], **more: Any
+) -> Path:
+    """Write the record and say where."""
+    ignored = {"data", "output", "model", "name"}
+    settings = {key: value for key, value in vars(options).items() if key not in ignored}
+    described = shapes.describe("tiny", model)
+    described.update(name=options.name, weights=fingerprint_model(model))
+    path = Record(
+        benchmark=name,
+        command=f"python -m benchmarks.{name} --data DATA",
+        environment=environment(model.device),
+        model=described,
+        settings={**settings, **more},
+        floors={},
+        measurements=measurements,
+        seconds=time.perf_counter() - started,
+    ).write(options.output)
+    print(f"{time.strftime('%H:%M:%S')} {path.name}", file=sys.stderr)
+    return path
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """`items` in runs of `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,93 @@
+"""Segment lengths chosen for a target fidelity against fixed lengths: latents needed for the same worst segment.
+
+`python -m benchmarks.latents_target --data DATA`: one document of books, code, tables and random strings.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from c3_hf.latents import CompressedContext, compress
+
+from .latents_setup import data_hash, load, parser, records, texts, write_record
+
+
+FIXED_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser(__doc__)
+    options.add_argument("--targets", type=float, nargs="+", default=[0.9, 0.95, 0.99])
+    options.add_argument("--longest", type=int, default=192, help="tokens a segment may have at most")
+    options.add_argument("--characters", type=int, default=6000, help="of each kind")
+    options = options.parse_args(arguments)
+    started = time.perf_counter()
+    model, processor = load(options)
+    sources = documents(options)
+    rows: list[dict[str, Any]] = []
+    for name, source in sources.items():
+        common = {"verify": True, "batch_size": options.batch_size}
+        for length in FIXED_LENGTHS:
+            context = compress(source, model, processor, segment_length=length, **common)
+            rows.append({"document": name, "fixed_length": length, **describe(context)})
+            print(rows[-1], file=sys.stderr)
+        for target in options.targets:
+            context = compress(
+                source, model, processor, segment_length=options.longest, target_fidelity=target, **common
+            )
+            compared = against_fixed(rows, context, name)
+            rows.append({"document": name, "target": target, **describe(context), **compared})
+            print(rows[-1], file=sys.stderr)
+    hashes = {name: data_hash([source]) for name, source in sources.items()}
+    write_record("latents_target", options, model, started, rows, data_sha256=hashes)
+    return 0
+
+
+def documents(options: Any) -> dict[str, str]:
+    """A text of each kind, and all of them in one."""
+    books = records(options.data / "long" / "books_and_code.jsonl.gz", None)
+    size = options.characters
+    found = {
+        "book": books[0]["text"][100_000 : 100_000 + size],
+        "code": next(book["text"] for book in books if "networkx" in book["source"].lower())[50_000 : 50_000 + size],
+        "tables": "\n".join(texts(options, "tables"))[:size],
+        "random strings": "\n".join(texts(options, "random"))[:size],
+    }
+    return {**found, "all": "\n\n".join(found.values())}
+
+
+def describe(context: CompressedContext) -> dict[str, Any]:
+    """Latents, and the worst and mean fidelity they reach."""
+    accuracies = sorted(segment.token_accuracy for segment in context.fidelity or [])
+    return {
+        "segments": len(context),
+        "latents": len(context) * context.header.num_latents,
+        "tokens": context.num_tokens,
+        "worst_segment": accuracies[0],
+        "tokens_right": float((context.margins > 0).float().mean()),
+        "passes": context.header.passes,
+    }
+
+
+def against_fixed(rows: Sequence[dict[str, Any]], context: CompressedContext, name: str) -> dict[str, Any]:
+    """The fewest latents with which a fixed length reaches the same worst segment; None if none of them does."""
+    reached = describe(context)["worst_segment"]
+    fixed = [row for row in rows if row["document"] == name and "fixed_length" in row]
+    best = min((row["latents"] for row in fixed if row["worst_segment"] >= reached), default=None)
+    target = context.header.target_fidelity or 0.0
+    return {
+        "below_target": sum(segment.token_accuracy < target for segment in context.fidelity or []),
+        "fixed_latents_for_the_same_worst": best,
+        "saved": None if best is None else 1 - reached_latents(context) / best,
+    }
+
+
+def reached_latents(context: CompressedContext) -> int:
+    return len(context) * context.header.num_latents
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
