@@ -97,9 +97,7 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool) -> Iterator[t
         raise ValueError(f"`FILE`: there is no file below {', '.join(inputs)}.")
 
 
-def _compress_one_of_several(
-    source: str, target: str, model: Any, processor: Any, args: argparse.Namespace
-) -> bool:
+def _compress_one_of_several(source: str, target: str, model: Any, processor: Any, args: argparse.Namespace) -> bool:
     """Whether it went well; a file that cannot be compressed does not keep the others from it."""
     try:
         if _is_current(Path(target), Path(source), model, args):

@@ -95,4 +95,3 @@ def _recut(
         text = "".join(item.segment.text for item in run)
         length = max(shortest, min(limit, even + even // 8))
         yield from iter_segments([text.encode("utf-8", "surrogateescape")], tokenizer, length)
-

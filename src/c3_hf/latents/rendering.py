@@ -111,6 +111,7 @@ def character_spans(
 
 
 def heat_kind(margin: float, is_after_error: bool) -> str:
+    """Which kind a token with this margin is, in front of or behind its segment's first error."""
     if not margin > 0:
         return WRONG
     if margin < CLOSE_MARGIN:
