@@ -2,10 +2,10 @@
 
 Restoring needs two addresses: a latent query must find its tokens, and the decoder must find the latent that holds the
 token it is about to write, and the token's place in it. From random weights that takes a small model thousands of
-steps, and jumps in length undo it (docs/log.md). Here both halves are GPT-2s (learned absolute positions), and the
-first attention layer of each starts with heads that compare sinusoidal features of positions: query j reads the
-tokens k j ... k j + k - 1, each through its own heads into its own slot of the latent, and the decoder at text position
-i reads slot i mod k of latent i // k. Everything is an ordinary weight, and trains on.
+steps, and jumps in length undo it. Here both halves are GPT-2s (learned absolute positions), and the first attention
+layer of each starts with heads that compare sinusoidal features of positions: query j reads the tokens k j ...
+k j + k - 1, each through its own heads into its own slot of the latent, and the decoder at text position i reads slot
+i mod k of latent i // k. Everything is an ordinary weight, and trains on.
 
 The hidden state is divided into the content of tokens, features of the own position, and features of the text position
 that a latent begins with, its tag.
