@@ -77,6 +77,8 @@ def needle_records() -> list[dict]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A random C3 checkpoint with a byte tokenizer, saved as a user would."""
+    # Here, because this file is imported before the root's conftest.py takes huggingface_hub off the network.
+
     folder = tmp_path_factory.mktemp("tiny")
     factories.make_model().save_pretrained(folder)
     factories.make_processor().save_pretrained(folder)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-import c3_hf.modeling.modeling_c3
-import c3_hf.modeling.processing_c3  # noqa: F401
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.evaluation.tokens import TokenMeter
 
