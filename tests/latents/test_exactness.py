@@ -237,6 +237,13 @@ def test_expected_precision_between_certainty_and_the_floor():
     assert expected_precision(torch.tensor([1.0]), Calibration(0.5, 0.2)) == 1.0
 
 
+def test_a_context_gives_its_expected_precision(compressed):
+    expected = compressed(verify=True).expected_precision(Calibration(0.5, 0.25))
+    # The random model gets every token wrong: the place is lost by halves, and a quarter of what is behind counts.
+    lengths = [segment.num_tokens for segment in compressed(verify=True).fidelity]
+    assert expected == pytest.approx([sum((1 - 0.5**k) * 0.25 for k in range(n)) / n for n in lengths])
+
+
 def test_restore_texts_in_any_batches_and_order():
     texts = ["one", "", "a longer text here", "2", "one"]
     singles = [restore_texts(MODEL, PROCESSOR, [text], max_new_tokens=6)[0] for text in texts]

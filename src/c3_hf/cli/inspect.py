@@ -73,6 +73,7 @@ def summarise(context: Any) -> dict[str, Any]:
             "exact_segments": sum(segment.is_exact for segment in fidelity),
             "certain_tokens": sum(segment.exact_prefix for segment in fidelity),
             "worst_segment": min((segment.token_accuracy for segment in fidelity), default=None),
+            "expected_precision": sum(context.expected_precision()) / max(1, len(fidelity)),
             "below_target": None if target is None else sum(segment.token_accuracy < target for segment in fidelity),
         }
     if context.is_exact:
@@ -130,7 +131,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
         print(
             f"fidelity     token accuracy {fidelity['token_accuracy']:.4f}, worst segment "
             f"{'-' if worst is None else f'{worst:.4f}'}; certain: {fidelity['exact_segments']:,} segments whole, "
-            f"{fidelity['certain_tokens']:,} tokens"
+            f"{fidelity['certain_tokens']:,} tokens; expected free-running precision "
+            f"{fidelity['expected_precision']:.3f} (as c3-tiny behaves)"
         )
         if fidelity["below_target"]:
             print(f"             {fidelity['below_target']:,} segments miss the target {header['target_fidelity']}")

@@ -93,10 +93,11 @@ class Compressor:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, options: CompressOptions):
         self.model, self.processor, self.options = model, processor, options
         self.restorer = Restorer(model, processor)
-        if options.segment_length >= self.restorer.room:
+        segment_length = cast("int", options.segment_length)  # filled in by `resolved`
+        if segment_length >= self.restorer.room:
             raise ValueError(
                 f"`segment_length` must be below {self.restorer.room}, which is what the decoder has positions for "
-                f"behind the restoring prompt, got {options.segment_length}."
+                f"behind the restoring prompt, got {segment_length}."
             )
         self.counts = ExactCounts()
         self.tokens_encoded = self.tokens = self.chars = self.bytes = 0
@@ -105,7 +106,7 @@ class Compressor:
             tokenizer=fingerprint_processor(processor),
             num_latents=model.config.num_latents,
             hidden_size=model.config.encoder_config.hidden_size,
-            segment_length=cast("int", options.segment_length),  # filled in by `resolved`
+            segment_length=segment_length,
             target_fidelity=options.target_fidelity,
             exact_margin=options.exact_margin if options.exact else None,
             writer=f"c3_hf {__version__}, torch {torch.__version__}, {model.device.type}, {model.dtype}",

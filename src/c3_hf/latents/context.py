@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .fidelity import SegmentFidelity
+from .fidelity import TINY_CALIBRATION, Calibration, SegmentFidelity, expected_precision
 from .fingerprints import check_model
 from .quantization import LATENT_DTYPES, dequantize, quantize
 from .residual import Residual
@@ -277,6 +277,17 @@ class CompressedContext:
         if self.margins is None:
             return None
         return [SegmentFidelity.from_margins(self.segment_margins(index)) for index in range(len(self))]
+
+    def expected_precision(self, calibration: Calibration = TINY_CALIBRATION) -> list[float]:
+        """Character precision, 0 to 1, to expect of each segment from free-running greedy decoding: an estimate.
+
+        Args:
+            calibration: How the model behaves after an error; that of the bundled model by default.
+
+        Raises:
+            ValueError: If the context was compressed without `verify`.
+        """
+        return [expected_precision(self.segment_margins(index), calibration) for index in range(len(self))]
 
     def segment_residual(self, index: int) -> Residual:
         """Corrections of one segment; only for a byte-exact context."""

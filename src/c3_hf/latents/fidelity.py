@@ -30,6 +30,10 @@ class Calibration:
     floor: float
 
 
+# Of the bundled c3-tiny, fitted on held-out text: benchmarks/results/latents_fidelity.tiny.cpu.json.
+TINY_CALIBRATION = Calibration(derail=0.5, floor=0.2)
+
+
 @dataclass(frozen=True)
 class SegmentFidelity:
     """What one segment's margins say.
