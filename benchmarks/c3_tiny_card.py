@@ -1,0 +1,189 @@
+"""Writes the card and the attributions of c3-tiny from its measured results and its training files.
+
+`python -m benchmarks.c3_tiny_card --data-dir TEXTS` fills `README.md` and `ATTRIBUTION.md` of the packaged checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import c3_hf
+
+from .record import ROOT
+
+
+RESULTS = ROOT / "benchmarks" / "results" / "c3-tiny"
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+language: [en, zh]
+tags:
+- c3
+- context-compression
+- arxiv:2511.15244
+---
+
+# c3-tiny
+
+The model in the box of c3_hf: a Context Cascade Compression model ([C3,
+arXiv 2511.15244](https://arxiv.org/abs/2511.15244)) of {million:.1f} million parameters that compresses a text
+into {num_latents} latents and restores it, offline, on a CPU, in seconds. It was trained from scratch by the
+project's own trainer, so that everything the package says about C3 can be tried anywhere.
+
+```python
+import c3_hf
+
+model = c3_hf.C3ForConditionalGeneration.from_pretrained(c3_hf.tiny_model_path())
+processor = c3_hf.C3Processor.from_pretrained(c3_hf.tiny_model_path())
+```
+
+## What it restores
+
+Free-running greedy decoding from one block of {num_latents} latents; held-out documents cut to the length;
+character precision is 1 - edit distance / length of the longer text, mean over N texts. {num_latents} latents
+times the ratio is the number of tokens; one token of this vocabulary is about {chars_en:.1f} characters of
+English or {chars_zh:.1f} of Chinese.
+
+{table}
+
+It was trained on texts of up to {longest} tokens ({longest_ratio:g}x); beyond that it only repeats what it can.
+Asked generated questions about a fact hidden in a passage ("The access code of the ... depot is ..."), it
+answers {answers:.0%} of {questions} right. Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the
+repository.
+
+![character precision by ratio](curve.png)
+
+## How it was trained
+
+Two GPT-2 halves over one byte-level BPE vocabulary of 8,192 words, which holds the special strings of the
+released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. The
+first attention layers started with the addresses of a copy laid into the weights (`copy_start`), which is why
+so little training suffices; the rest was random. The recipe is `examples/recipes/c3_tiny.yaml`, the log of the
+run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of the training files
+`benchmarks/results/c3-tiny/data.json`.
+
+Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
+4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
+books and the authors. A third of the samples are shuffled words, random tokens, digits, code-like and other
+texts that cannot be guessed.
+
+## What it is not
+
+- Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
+- Not a language model: it knows little of language and nothing of the world. Its continuations are not worth
+  reading.
+- Not lossless. Characters outside its training (other scripts, rare symbols) and texts longer than it was
+  trained for come back wrong. Check before you rely on exact strings.
+"""
+
+
+def results_table(rows: list[dict]) -> str:
+    """Markdown table: kinds down, ratios across, each cell with its number of texts."""
+    ratios = sorted({row["ratio"] for row in rows})
+    lines = ["| text | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells = {row["ratio"]: row for row in rows if row["kind"] == kind}
+        shown = [
+            f"{cells[ratio]['char_precision']:.1%} (N={cells[ratio]['num_items']})" if ratio in cells else ""
+            for ratio in ratios
+        ]
+        lines.append(f"| {kind} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def write_card(folder: Path, longest: int) -> None:
+    """Write README.md and its picture into the checkpoint's folder."""
+    summary = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
+    items = [json.loads(line) for line in (RESULTS / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    config = c3_hf.C3Config.from_pretrained(folder)
+    model = c3_hf.C3ForConditionalGeneration(config)
+    rate = {
+        kind: sum(item["num_chars"] for item in chosen) / sum(item["num_tokens"] for item in chosen)
+        for kind in ("English fiction", "Chinese novel")
+        for chosen in [[item for item in items if item["kind"] == kind]]
+    }
+    card = CARD.format(
+        million=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        num_latents=config.num_latents,
+        chars_en=rate["English fiction"],
+        chars_zh=rate["Chinese novel"],
+        table=results_table(summary["restoring"]),
+        longest=longest,
+        longest_ratio=longest / config.num_latents,
+        answers=summary["answering"]["accuracy"],
+        questions=summary["answering"]["questions"],
+        encoder_layers=config.encoder_config.num_hidden_layers,
+        decoder_layers=config.text_config.num_hidden_layers,
+        width=config.text_config.hidden_size,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shutil.copyfile(RESULTS / "curve.png", folder / "curve.png")
+
+
+def records(path: Path) -> Iterator[dict]:
+    """Records of a gzip JSONL file."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def write_attribution(folder: Path, data_dir: Path) -> None:
+    """Write ATTRIBUTION.md: the OpenStax books with their commits, and every story with its author and licence."""
+    books = sorted({record["source"].split(":")[0] for record in records(data_dir / "en_textbook.jsonl.gz")})
+    novels = sorted({record["source"].split(":")[0] for record in records(data_dir / "en_fiction.jsonl.gz")})
+    stories, tiny_stories = [], 0
+    for record in records(data_dir / "en_children.jsonl.gz"):
+        match = re.search(r"\(CC BY 4\.0; text: (.*)\)$", record["source"])
+        if match is None:
+            tiny_stories += 1
+            continue
+        stories.append(f"- {record['text'].splitlines()[0].strip()}, by {match[1]}")
+    lines = [
+        "# What c3-tiny was trained on, and by whom",
+        "",
+        "## OpenStax textbooks, CC BY 4.0",
+        "",
+        "Text of the following books (OpenStax, <https://openstax.org>) without figures, tables, exercises and",
+        "mathematics, each at a commit under [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/):",
+        "",
+        *(f"- OpenStax, {book}" for book in books),
+        "",
+        "## Children's stories, CC BY 4.0",
+        "",
+        "From Pratham Books' StoryWeaver and the African Storybook",
+        "([CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)):",
+        "",
+        *stories,
+        "",
+        f"And {tiny_stories} stories of TinyStories, CDLA-Sharing-1.0.",
+        "",
+        "## Public domain",
+        "",
+        "Chinese vernacular novels whose authors died over 70 years ago (NiuTrans/Classical-Modern,",
+        "tennessine/corpus), and novels from Standard Ebooks (mark-up CC0 1.0):",
+        "",
+        *(f"- {novel}" for novel in novels),
+        "",
+    ]
+    (folder / "ATTRIBUTION.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the training files")
+    parser.add_argument("--longest", type=int, required=True, help="longest context of the training, in tokens")
+    arguments = parser.parse_args()
+    folder = Path(c3_hf.tiny_model_path())
+    write_card(folder, arguments.longest)
+    write_attribution(folder, arguments.data_dir)
+
+
+if __name__ == "__main__":
+    main()
