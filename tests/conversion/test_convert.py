@@ -14,10 +14,20 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from c3_hf.conversion import checkpoint, verification, weights
 from c3_hf.conversion import repository as repository_files
+from c3_hf.conversion import source as source_files
 from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 
@@ -242,6 +252,85 @@ def test_without_a_tokenizer_there_is_no_processor_and_ids_follow_qwens_order(re
     end_of_text = source.main_config["eos_token_id"]
     assert config.text_config.eos_token_id == [end_of_text + 2, end_of_text]
     assert config.inline_context_start_token_id is None
+
+
+def test_without_a_tokenizer_a_list_of_stop_ids_is_taken_as_it_is(released, tmp_path):
+    source = released(eos_token_id=[266, 264])
+    source.tiktoken = None
+    convert(source.write(tmp_path / "source"), tmp_path / "out")
+    config = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert config.eos_token_id == [266, 264]
+    assert config.pad_token_id == 264
+
+
+def test_descendant_with_its_own_fast_tokenizer(released, tmp_path):
+    """Trained further on a decoder whose tokenizer has the markers at other ids (Qwen2.5's, for example)."""
+    source = released(im_patch_token=260, im_start_token=261, im_end_token=262, eos_token_id=256)
+    source.tiktoken = None
+    folder = source.write(tmp_path / "source")
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>", "<imgpad>", "<img>", "</img>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>").save_pretrained(folder)
+    record = convert(folder, tmp_path / "out", verify=True)
+    assert record["has_processor"]
+    config = AutoConfig.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert config.text_config.eos_token_id == [258, 256]
+    assert config.inline_context_start_token_id is None
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    inputs = processor.apply_chat_template(processor.restore_messages("<tool> <img>"))
+    assert inputs["input_ids"][0].tolist().count(260) == 3
+    assert inputs["context_input_ids"].max() < 256
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    ],
+)
+def test_scaled_rope_survives(released, tmp_path, scaling):
+    source = released(rope_scaling=scaling)
+    record = convert(source.write(tmp_path / "source"), tmp_path / "out", verify=True)
+    assert record["verification"]["forward"]["max_difference"] == 0
+    parameters = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["text_config"][
+        "rope_parameters"
+    ]
+    assert parameters["rope_theta"] == 50000.0
+    assert parameters["factor"] == scaling["factor"]
+
+
+def test_a_hub_id_is_downloaded_and_its_commit_recorded(released, tmp_path, monkeypatch):
+    folder = released().write(tmp_path / "snapshots" / "0123abc")
+    asked = {}
+
+    def download(name, **arguments):
+        asked.update(name=name, **arguments)
+        return str(folder)
+
+    monkeypatch.setattr(source_files, "snapshot_download", download)
+    record = convert(
+        "owner/name", tmp_path / "out", revision="main", token="secret", cache_dir="cache", local_files_only=True
+    )
+    patterns = asked.pop("allow_patterns")
+    assert asked == {
+        "name": "owner/name",
+        "revision": "main",
+        "token": "secret",
+        "cache_dir": "cache",
+        "local_files_only": True,
+    }
+    assert {"*.safetensors", "llm1/*.json"} <= set(patterns)
+    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
+    assert (record["source"], record["revision"]) == ("owner/name", "0123abc")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == ["owner/name"]
+    assert "at revision `0123abc`" in card.text
+    assert "secret" not in json.dumps(record)
 
 
 PROBLEMS = {

@@ -19,7 +19,7 @@ from c3_hf.conversion.configs import config_json, dtype_name, generation_config,
 from c3_hf.conversion.model_card import read_license, write_card
 from c3_hf.conversion.plan import EMBEDDING, HEAD, WeightPlan, plan_conversion
 from c3_hf.conversion.released_tokenizer import Vocabulary, read_vocabulary
-from c3_hf.conversion.source import ReleasedCheckpoint, open_released_checkpoint
+from c3_hf.conversion.source import ENCODER_FOLDER, ReleasedCheckpoint, open_released_checkpoint
 from c3_hf.conversion.verification import make_samples, verify_forward, verify_tensors
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.processing_c3 import C3Processor
@@ -121,7 +121,8 @@ def _make_record(
     has_processor: bool,
 ) -> dict:
     read = {tensor.path for tensor in [*checkpoint.main_tensors, *checkpoint.encoder_tensors]}
-    files = sorted([*read, *checkpoint.folder.glob("*.tiktoken"), *checkpoint.folder.glob("**/config.json")])
+    configs = [checkpoint.folder / "config.json", checkpoint.folder / ENCODER_FOLDER / "config.json"]
+    files = sorted([*read, *configs, *checkpoint.folder.glob("*.tiktoken")])
     dropped = [
         {"tensor": tensor.path.relative_to(checkpoint.folder).as_posix() + ":" + tensor.name, "reason": reason}
         for tensor, reason in plan.dropped

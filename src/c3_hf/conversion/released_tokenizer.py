@@ -101,17 +101,18 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerFast, checkpoint: ReleasedCheck
 def _vocabulary_by_rule(checkpoint: ReleasedCheckpoint) -> Vocabulary:
     """Without a tokenizer: Qwen's vocabularies have `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` in a row."""
     main = checkpoint.main_config
-    eos = main.get("eos_token_id")
-    if not isinstance(eos, int) or not 0 <= eos < main.get("vocab_size", 0):
+    size, eos = main.get("vocab_size", 0), main.get("eos_token_id")
+    stop_ids = eos if isinstance(eos, list) else [eos]
+    if not stop_ids or not all(isinstance(stop_id, int) and 0 <= stop_id < size for stop_id in stop_ids):
         raise ValueError(
-            f"`eos_token_id` in {checkpoint.folder}/config.json is {eos!r}, expected an id below `vocab_size` "
-            f"({main.get('vocab_size')}). Without a tokenizer it is the only clue to where generation stops."
+            f"`eos_token_id` in {checkpoint.folder}/config.json is {eos!r}, expected ids below `vocab_size` "
+            f"({size}). Without a tokenizer it is the only clue to where generation stops."
         )
-    end_of_turn = eos + 2
-    taken = {main.get(key) for key in MARKERS}
-    stop_ids = [eos] if end_of_turn in taken or end_of_turn >= main["vocab_size"] else [end_of_turn, eos]
+    end_of_turn = stop_ids[0] + 2
+    if len(stop_ids) == 1 and end_of_turn < size and end_of_turn not in {main.get(key) for key in MARKERS}:
+        stop_ids = [end_of_turn, *stop_ids]
     logger.warning(
         f"{checkpoint.folder} has no tokenizer ({TIKTOKEN_FILE} or tokenizer.json): the converted model gets no "
         f"processor, and its stop ids {stop_ids} follow from Qwen's order of special tokens."
     )
-    return Vocabulary(tokenizer=None, end_of_text_id=eos, stop_ids=stop_ids, inline_ids=None)
+    return Vocabulary(tokenizer=None, end_of_text_id=stop_ids[-1], stop_ids=stop_ids, inline_ids=None)

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm import tqdm
 
-from c3_hf.conversion.checkpoint import INDEX_FILE, StoredTensor, as_bytes, write_file
+from c3_hf.conversion.checkpoint import INDEX_FILE, PIECE_BYTES, StoredTensor, as_bytes, write_file
 from c3_hf.conversion.plan import raise_problems
 
 
@@ -128,12 +128,15 @@ def parse_size(size: int | str) -> int:
 def hash_files(paths: list[Path], root: Path) -> dict[str, str]:
     """SHA-256 of whole files, by their paths below `root`."""
     digests = {}
-    for path in paths:
-        with path.open("rb") as file:
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, desc="hashing files", unit="B", unit_scale=True, disable=None) as bar:
+        for path in paths:
             digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-        digests[path.relative_to(root).as_posix()] = digest.hexdigest()
+            with path.open("rb") as file:
+                while block := file.read(PIECE_BYTES):
+                    digest.update(block)
+                    bar.update(len(block))
+            digests[path.relative_to(root).as_posix()] = digest.hexdigest()
     return digests
 
 
