@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import factories
-
 
 def write_jsonl(path: Path, records: list[dict]) -> None:
     with gzip.open(path, "wt", encoding="utf-8") as file:
@@ -78,6 +76,7 @@ def needle_records() -> list[dict]:
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A random C3 checkpoint with a byte tokenizer, saved as a user would."""
     # Here, because this file is imported before the root's conftest.py takes huggingface_hub off the network.
+    import factories
 
     folder = tmp_path_factory.mktemp("tiny")
     factories.make_model().save_pretrained(folder)

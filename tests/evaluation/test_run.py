@@ -114,6 +114,11 @@ def test_limit_takes_evenly_spaced_items(tiny_checkpoint, data_dir, tmp_path):
     ]
 
 
+def test_limit_keeps_all_items_of_a_text(tiny_checkpoint, data_dir, tmp_path):
+    run(settings(tiny_checkpoint, tasks=("ratio_sweep",), limit=1, max_new_tokens=1), data_dir, tmp_path)
+    assert [record["id"].partition("@")[0] for record in read_records(tmp_path)] == ["book-0/0"] * 7
+
+
 def test_cut_restores_long_texts_in_segments(tiny_checkpoint, data_dir, tmp_path):
     run(settings(tiny_checkpoint, tasks=("short_passages",), cut=True, segment_tokens=16), data_dir, tmp_path)
     record = numbers(tmp_path)["short_passages", "short_en-0"]

@@ -22,7 +22,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--data-dir", required=True, help="folder with the data files, searched to any depth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument("--limit", type=int, help="most items of a task, evenly spaced over it (default: all)")
+    parser.add_argument(
+        "--limit", type=int, help="most texts or questions of a task, evenly spaced over it (default: all)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="texts computed at once (default: 16)")
     parser.add_argument("--segment-tokens", type=int, help="tokens of a segment of long text (default: 32 a latent)")
     parser.add_argument(

@@ -64,7 +64,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _runs_section(runs: Sequence[FinishedRun]) -> str:
-    header = ["run", "system", "checkpoint", "weights", "commit", "items", "seconds", "blocks", "most items a task"]
+    header = ["run", "system", "checkpoint", "weights", "commit", "items", "seconds", "blocks", "most texts a task"]
     rows = []
     for run in runs:
         settings = run.config["settings"]

@@ -41,7 +41,7 @@ class RunSettings:
         model: Folder or Hub id of a C3 checkpoint.
         tasks: Names of modules of `c3_hf.evaluation.tasks`.
         system: Name of a module of `c3_hf.evaluation.systems`.
-        limit: Most items of a task, evenly spaced over its texts; `None` for all.
+        limit: Most texts or questions of a task, evenly spaced over it; `None` for all.
         batch_size: Texts computed at once.
         segment_tokens: Most tokens of a segment of long text; `None` for 32 a latent.
         cut: Restore texts longer than a segment in segments, instead of in one block as the paper does.
@@ -120,15 +120,14 @@ def _load_items(task: str, data_dir: Path, meter: TokenMeter, settings: RunSetti
     items = catalogue.find("tasks", task).load(Path(data_dir), meter)
     if len({item.id for item in items}) < len(items):
         raise ValueError(f"`data_dir` gives task {task!r} items with equal ids; resuming needs them to be unique.")
-    if settings.limit is not None and settings.limit < len(items):
-        items = _spaced(items, settings.limit)
+    items = _spaced(items, settings.limit)
     return [_cut(item, meter) for item in items] if settings.cut else items
 
 
-def _spaced(items: list[Item], limit: int) -> list[Item]:
-    """At most `limit` items, evenly spaced, or one text's where it has more; a text in several items stays whole."""
+def _spaced(items: list[Item], limit: int | None) -> list[Item]:
+    """Items of at most `limit` texts, evenly spaced; a text that stands in several items keeps all of them."""
     texts = list(grouped(items, lambda item: item.id.partition(VARIANT)[0]).values())
-    count = max(1, limit * len(texts) // len(items))
+    count = len(texts) if limit is None else min(limit, len(texts))
     return [item for number in range(count) for item in texts[number * len(texts) // count]]
 
 
