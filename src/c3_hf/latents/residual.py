@@ -1,6 +1,7 @@
 """What a segment's latents do not bring back, as a few bytes: forced tokens and byte edits, or the bytes themselves.
 
-The record of one segment starts with a byte for its kind; all numbers are unsigned LEB128 varints:
+The record of one segment is empty where nothing is missing. Else it starts with a byte for its kind; all numbers are
+unsigned LEB128 varints:
 
     0  corrections   count, then per correction: positions skipped since the last one, token id;
                      count, then per edit: bytes copied since the last edit, bytes dropped, bytes inserted, those bytes
@@ -55,6 +56,8 @@ class Residual:
             if len(deflated) < len(self.stored):
                 return bytes([DEFLATED]) + deflated
             return bytes([STORED]) + self.stored
+        if not self.corrections and not self.edits:
+            return b""
         out = bytearray([CORRECTIONS])
         _write_varint(out, len(self.corrections))
         expected = 0
@@ -77,7 +80,9 @@ class Residual:
         Raises:
             ValueError: If `record` is not one, whole and with nothing behind it.
         """
-        kind = record[0] if record else None
+        if not record:
+            return cls()
+        kind = record[0]
         if kind == STORED:
             return cls(stored=record[1:])
         if kind == DEFLATED:

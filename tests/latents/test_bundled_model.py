@@ -1,0 +1,59 @@
+"""The promises on the model in the package: whatever its weights can do, they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+import c3_hf
+from c3_hf.latents import CompressedContext, compress, restore, restore_texts, verify
+
+
+PROSE = (
+    "The lamp had burned low before anyone spoke. Outside, the tide went out over the flats with a sound like paper, "
+    "and the boats leaned on their keels one after the other.\n\nNobody had thought to count them."
+)
+TEXTS = {
+    "prose": PROSE,
+    "numbers": "id,weight,price\n17,0.35,1204.50\n18,12.75,88.09\n19,7.00,5410.11\n",
+    "special": "cafe\u0301 <|im_end|><imgpad> \u212b\r\n" * 3,
+}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    path = c3_hf.tiny_model_path()
+    if not Path(path, "model.safetensors").is_file():
+        pytest.skip("the package holds no c3-tiny weights")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(path)
+
+
+def test_exact_mode_gives_every_text_back_from_a_file(bundled, tmp_path):
+    source = "\n\n".join(TEXTS.values()).encode() + b"\xff\xfe"
+    compress(source, *bundled, exact=True, verify=True, output=tmp_path / "text.c3")
+    assert restore(CompressedContext.load(tmp_path / "text.c3"), *bundled, batch_size=3).data == source
+
+
+def test_what_is_certain_comes_back_when_running_free(bundled):
+    _, processor = bundled
+    context = verify(compress(PROSE, *bundled, segment_length=24), PROSE, *bundled)
+    restored = restore(context, *bundled)
+    for index, fidelity in enumerate(context.fidelity):
+        if fidelity.is_exact:
+            assert restored.exact_segments[index]
+        start, end = context.char_offsets[index : index + 2].tolist()
+        ids = processor.tokenize_context(PROSE[start:end])
+        again = processor.tokenize_context(restore(context[index], *bundled).text)
+        # The last token of the prefix may be tokenised otherwise with what follows it.
+        certain = max(0, fidelity.exact_prefix - 1)
+        assert again[:certain] == ids[:certain]
+
+
+def test_restoring_a_stored_text_is_restoring_the_text(bundled):
+    text = PROSE[:90]
+    context = compress(text, *bundled, dtype=torch.float32)
+    assert [restore(context, *bundled).text] == restore_texts(*bundled, [text])
