@@ -83,8 +83,12 @@ def test_resuming_equals_never_stopping(run, tmp_path):
 
 
 def test_accumulated_batches_equal_one_batch(run, tmp_path):
-    whole = run(per_device_train_batch_size=8, output_dir=str(tmp_path / "whole"))
-    parts = run(per_device_train_batch_size=1, gradient_accumulation_steps=8, output_dir=str(tmp_path / "parts"))
+    # Adam divides by the size of a gradient, and makes much of rounding where it is next to nothing.
+    plain = {"optim": "sgd", "learning_rate": 0.3, "save_strategy": "no"}
+    whole = run(per_device_train_batch_size=8, output_dir=str(tmp_path / "whole"), **plain)
+    parts = run(
+        per_device_train_batch_size=1, gradient_accumulation_steps=8, output_dir=str(tmp_path / "parts"), **plain
+    )
     losses = [[entry["loss"] for entry in read_log(trainer) if "loss" in entry] for trainer in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert_same(weights(whole.model), weights(parts.model), rtol=1e-3, atol=2e-5)
@@ -209,7 +213,7 @@ def test_packaging(run, tmp_path):
     folder = tmp_path / "package"
     package_checkpoint(trainer.args.output_dir, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(PACKAGE_FILES)
-    model = C3ForConditionalGeneration.from_pretrained(folder)
+    model = C3ForConditionalGeneration.from_pretrained(folder, dtype="auto")
     assert model.dtype == torch.bfloat16
     assert C3Processor.from_pretrained(folder).num_latents == 4
     assert model.generation_config.eos_token_id == [258, 256]

@@ -141,7 +141,8 @@ class C3TrainingArguments(TrainingArguments):
         metadata={"help": "Weight of the KL divergence from the same decoder reading the full text, 0 to switch off."},
     )
     compile_layers: bool = field(
-        default=False, metadata={"help": "Compile the layers of both halves; takes minutes, pays for longer runs."}
+        default=False,
+        metadata={"help": "Compile the layers of both halves: minutes, for longer runs. From torch 2.6 on."},
     )
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last complete checkpoint in output_dir, if there is one."}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ class C3Trainer(Trainer):
         model.eval()
         metrics: dict[str, float] = {}
         # Generation grows its cache by one position a step, which compiled layers would be compiled for anew.
-        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+        stance = torch.compiler.set_stance("force_eager") if self.args.compile_layers else nullcontext()
+        with self.accelerator.autocast(), stance:
             for source, ratio in dict.fromkeys((text.source, text.ratio) for text in self.eval_dataset):
                 texts = [item.text for item in self.eval_dataset if (item.source, item.ratio) == (source, ratio)]
                 name = f"{metric_key_prefix}_{source}_{ratio:g}x"
