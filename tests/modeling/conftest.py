@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_model, make_processor
 from safetensors.torch import load_file
 
 from c3_hf import C3ForConditionalGeneration
 from c3_hf.conversion.convert_c3_to_hf import convert
+from factories import make_model, make_processor
 
 
 @dataclass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from factories import make_model, sub_config
 from transformers import TextIteratorStreamer
 from transformers.cache_utils import DynamicCache
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 from c3_hf import C3ForConditionalGeneration
+from factories import make_model, sub_config
 
 
 TEXTS = ["hello world", "a longer text, to be padded", ""]

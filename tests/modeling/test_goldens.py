@@ -141,7 +141,7 @@ def test_what_the_original_rejects_or_mishandles(goldens, name):
             # One context serves every prompt; two contexts for three prompts do not.
             context = context[:, : (context == start).int().argmax()].repeat(2, 1)
             prompt = torch.cat([prompt, prompt[:1]])
-        with pytest.raises(ValueError, match="holds the context start marker|stray|placeholders, its|batch size 2"):
+        with pytest.raises(ValueError, match=r"holds the context start marker|stray|placeholders, its|batch size 2"):
             golden.model(prompt, context_input_ids=context)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import reference
 import torch
-from factories import SPECIAL_TOKENS, VOCAB_SIZE, make_model, sub_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import reference
+from factories import SPECIAL_TOKENS, VOCAB_SIZE, make_model, sub_config
 
 
 IDS = {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
