@@ -25,7 +25,7 @@ from . import (
 from .record import Record, commit, environment
 
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "speed"
 BENCHMARKS = {
     "against_original": against_original,
     "against_full_text": against_full_text,

@@ -75,6 +75,8 @@ def _half(vocab_size: int, hidden_size: int, intermediate_size: int, layers: int
         "max_position_embeddings": 32768,
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
     }
 
 

@@ -1,4 +1,4 @@
-"""What it takes before the first token: importing the package, and loading a model from a file."""
+"""What it takes before the first token: importing the package, loading a model, converting a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from c3_hf.conversion.export import export
 
 from .record import ROOT
 from .shapes import Setup
@@ -46,23 +50,44 @@ peak = process_memory("VmHWM") - before
 print(json.dumps({"weights_bytes": weights, "load_s": loaded - start, "load_and_read_s": read - start,
                   "peak_bytes": peak, "peak_over_weights": peak / weights}))
 """
+CONVERT = """
+import json, sys, time
+from benchmarks.record import process_memory
+from c3_hf.conversion.convert_c3_to_hf import convert
+
+source, output, weights = sys.argv[1:]
+before = process_memory("VmRSS")
+start = time.perf_counter()
+convert(source, output)
+seconds = time.perf_counter() - start
+peak = process_memory("VmHWM") - before
+print(json.dumps({"weights_bytes": int(weights), "convert_s": seconds, "peak_bytes": peak,
+                  "peak_over_weights": peak / int(weights)}))
+"""
 
 
 def run(setup: Setup) -> list[dict[str, Any]]:
-    """Rows `import` and `load`, each from fresh processes; `load` in the model's dtype."""
-    imports = [_fresh_process(IMPORT) for _ in range(setup.scale.repeats)]
-    rows = [{"what": "import", **{name: statistics.median(row[name] for row in imports) for name in imports[0]}}]
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as toy:
-        setup.model.save_pretrained(folder)
-        loads = [_fresh_process(LOAD, folder, toy) for _ in range(setup.scale.repeats)]
-    rows.append({"what": "load", **{name: statistics.median(row[name] for row in loads) for name in loads[0]}})
+    """Rows `import`, `load` and `convert`, each from fresh processes, the latter two in the model's dtype."""
+    repeats, weights = setup.scale.repeats, sum(parameter.nbytes for parameter in setup.model.parameters())
+    rows = [_medians("import", [_fresh_process(IMPORT) for _ in range(repeats)])]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        setup.model.save_pretrained(folder / "model")
+        loads = [_fresh_process(LOAD, folder / "model", folder / "toy") for _ in range(repeats)]
+        rows.append(_medians("load", loads))
+        export(folder / "model", folder / "released", "original")
+        rows.append({"what": "convert", **_fresh_process(CONVERT, folder / "released", folder / "output", weights)})
     return rows
 
 
-def _fresh_process(code: str, *arguments: str) -> dict[str, float]:
+def _medians(what: str, results: Sequence[dict[str, float]]) -> dict[str, Any]:
+    return {"what": what, **{name: statistics.median(row[name] for row in results) for name in results[0]}}
+
+
+def _fresh_process(code: str, *arguments: Path | int) -> dict[str, float]:
     process = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
         cwd=ROOT,

@@ -10,7 +10,7 @@ from typing import Any
 from .record import ROOT
 
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "speed"
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin: written by python -m benchmarks.tables -->", "<!-- end -->"
 
@@ -56,7 +56,7 @@ def render(record: dict[str, Any]) -> str:
         f"{sizes} parameters, {model['weights']} weights, {model['dtype']}, {machine['device_name']}, "
         f"{machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}; matrix "
         f"product {rates['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, copy {rates['copy_bytes_per_s'] / 1e9:,.1f} GB/s. "
-        f"Record: [{record['file']}](../benchmarks/results/{record['file']})."
+        f"Record: [{record['file']}](../benchmarks/results/speed/{record['file']})."
     )
     columns = COLUMNS[record["benchmark"]]
     tables = [
@@ -183,6 +183,12 @@ COLUMNS: dict[str, dict[str | None, list[Column]]] = {
             number("weights MB", "weights_bytes", ",.0f", 1e-6),
             number("load s", "load_s", ",.2f"),
             number("and read s", "load_and_read_s", ",.2f"),
+            number("peak / weights", "peak_over_weights", ",.2f"),
+        ],
+        "convert": [
+            number("weights MB", "weights_bytes", ",.0f", 1e-6),
+            number("convert s", "convert_s", ",.2f"),
+            number("peak MB", "peak_bytes", ",.0f", 1e-6),
             number("peak / weights", "peak_over_weights", ",.2f"),
         ],
     },

@@ -55,7 +55,7 @@ def test_tables_are_made_from_records(records):
     assert text.endswith("after\n")
     (against_original,) = (record for record in records if record["benchmark"] == "against_original")
     for row in against_original["measurements"]:
-        assert f"| {row['speedup']['median']:,.1f} (" in text
+        assert f"| {row['speedup']['median']:,.1f} " in text
     assert tables.with_tables(text, records) == text
 
 
