@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
-
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # second thread costs more than it brings.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Remote code of test folders is copied here, not among the user's own modules.
+    os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="c3-hf-modules-"))
     if not config.getoption("--run-hub"):
         os.environ["HF_HUB_OFFLINE"] = "1"
 
