@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import factories
+from c3_hf import C3ForConditionalGeneration
+from c3_hf.training.arguments import parse_recipe
+from c3_hf.training.model import prepare_model, share_initial_embeddings
+
+
+def test_a_new_model_stops_where_replies_end(write_recipe, recipe):
+    model, processor = prepare_model(parse_recipe(write_recipe(recipe))[0])
+    assert model.generation_config.eos_token_id == [258, 256]
+    assert model.generation_config.pad_token_id == 256
+    assert model.generation_config.do_sample is False
+    assert processor.num_latents == model.config.num_latents == 4
+    assert model.config.context_token_id == processor.tokenizer.convert_tokens_to_ids("<imgpad>")
+
+
+def test_halves_of_different_widths_share_the_common_columns(write_recipe, recipe):
+    model, _ = prepare_model(parse_recipe(write_recipe({**recipe, "share_initial_embeddings": True}))[0])
+    encoder, decoder = model.model.encoder.embed_tokens.weight, model.get_input_embeddings().weight
+    assert encoder.shape[1] == 24
+    assert torch.equal(encoder, decoder[:, :24])
+    assert decoder.norm(dim=1).mean().item() == pytest.approx(1, abs=0.1)
+    projector = model.model.projector.weight
+    assert torch.equal(projector, torch.eye(32, 24) * 32**-0.5)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_two_vocabularies_cannot_share():
+    config = factories.make_config(
+        encoder_config=factories.sub_config(vocab_size=300), inline_context_start_token_id=None,
+        inline_context_end_token_id=None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="`share_initial_embeddings` needs one vocabulary, got 300 words"):
+        share_initial_embeddings(C3ForConditionalGeneration(config))
+
+
+def test_the_attention_asked_for(write_recipe, recipe):
+    model, _ = prepare_model(parse_recipe(write_recipe({**recipe, "attn_implementation": "eager"}))[0])
+    assert model.model.encoder.config._attn_implementation == "eager"
+    assert model.model.language_model.config._attn_implementation == "eager"
