@@ -40,11 +40,21 @@ def test_every_segment_reaches_the_target_with_bounded_passes(reach):
     fitted = fit_segments(start, measure_with_reach(reach, passes), TOKENIZER, target=1.0, shortest=16)
     assert "".join(item.segment.text for item in fitted) == text
     assert all(item.token_accuracy == 1.0 for item in fitted)
-    assert len(passes) <= 2 + math.log(400 / 16) / math.log(1 / 0.7)
+    assert len(passes) <= 2 + math.log(400 / 16) / math.log(1 / 0.8)
     assert sum(passes) <= len(passes) * len(text)
     # Where it is easy, segments stay long.
     plain = [len(item.segment.token_ids) for item in fitted if not any(c.isdigit() for c in item.segment.text)]
     assert max(plain) > reach / 2
+
+
+def test_the_reach_is_the_longest_start_that_is_good_enough():
+    segment = next(iter_segments("0123456789", TOKENIZER, 16))
+    margins = torch.tensor([1.0, 1, 1, -1, 1, 1, 1, 1, -1, -1, 1])
+    reaches = {0.5: 10, 0.8: 8, 0.75: 9, 1.0: 3, 0.9: 3}
+    for target, reach in reaches.items():
+        assert MeasuredSegment(segment, torch.zeros(1), None, margins).reach(target) == reach
+    assert MeasuredSegment(segment, torch.zeros(1), None, None).reach(1.0) == 10
+    assert MeasuredSegment(segment, torch.zeros(1), None, -margins.abs()).reach(0.5) == 0
 
 
 def test_what_cannot_reach_the_target_is_as_short_as_may_be():
@@ -61,7 +71,7 @@ def test_compressing_to_a_target_reports_passes_and_misses(model, processor):
     text = "A random model brings nothing back. " * 4
     context = compress(text, model, processor, target_fidelity=0.5, segment_length=64, exact=True)
     assert context.header.target_fidelity == 0.5
-    assert 1 < context.header.passes < 2 + math.log(64 / 16) / math.log(1 / 0.7)
+    assert 1 < context.header.passes < 2 + math.log(64 / 16) / math.log(1 / 0.8)
     assert all(segment.token_accuracy < 0.5 and segment.num_tokens <= 16 for segment in context.fidelity)
     assert restore(context, model, processor).text == text
     easy = compress(text, model, processor, target_fidelity=1e-9, segment_length=64)

@@ -14,9 +14,8 @@ from .fidelity import SegmentFidelity
 from .segmentation import Segment, iter_segments
 
 
-# From one length to try to the next: where the fidelity is near the target, and where it is far from it.
-_NEAR_STEP, _FAR_STEP = 0.7, 0.5
-_FAR_ACCURACY = 0.9
+# By how much the next length to try is shorter, at least and at most.
+_SMALLEST_STEP, _LARGEST_STEP = 0.8, 0.5
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,14 @@ class MeasuredSegment:
         """Share of right positions, 0 to 1; 1 where nothing was measured."""
         return 1.0 if self.margins is None else SegmentFidelity.from_margins(self.margins).token_accuracy
 
+    def reach(self, target: float) -> int:
+        """Tokens at the start that reach the target when taken by themselves: errors gather at the end."""
+        if self.margins is None:
+            return len(self.segment.token_ids)
+        right = (self.margins[:-1] > 0).double().cumsum(0)
+        good = (right >= target * torch.arange(1, len(right) + 1)).nonzero().flatten()
+        return int(good[-1]) + 1 if len(good) else 0
+
 
 Measure = Callable[[Sequence[Segment]], list[MeasuredSegment]]
 
@@ -54,9 +61,9 @@ def fit_segments(
 ) -> list[MeasuredSegment]:
     """Measure segments; cut those that miss the target anew, shorter, until they reach it or are as short as may be.
 
-    Neighbours that miss it are joined and cut together into even parts. The longest of them shrinks by a factor of 0.7
-    or 0.5 each time, so the number of passes is at most 2 + log(longest / shortest) / log(1 / 0.7), and each goes only
-    over what still misses.
+    Neighbours that miss it are joined and cut together into even parts, as long as the start of each was good, but
+    by a factor of 0.5 to 0.8 shorter than before. So the number of passes is at most
+    2 + log(longest / shortest) / log(1 / 0.8), and each goes only over what still misses.
 
     Args:
         segments: Consecutive segments, as long as they may be.
@@ -75,12 +82,12 @@ def fit_segments(
             items[index] = measured
             if measured.token_accuracy < target and len(measured.segment.token_ids) > shortest:
                 missing.add(index)
-        items = list(_recut(items, missing, tokenizer, shortest))
+        items = list(_recut(items, missing, tokenizer, target, shortest))
     return [item for item in items if isinstance(item, MeasuredSegment)]
 
 
 def _recut(
-    items: list, missing: set[int], tokenizer: PreTrainedTokenizerBase, shortest: int
+    items: list, missing: set[int], tokenizer: PreTrainedTokenizerBase, target: float, shortest: int
 ) -> Iterator[MeasuredSegment | Segment]:
     for is_missing, group in groupby(range(len(items)), key=missing.__contains__):
         run = [items[index] for index in group]
@@ -88,8 +95,9 @@ def _recut(
             yield from run
             continue
         lengths = [len(item.segment.token_ids) for item in run]
-        is_near = min(item.token_accuracy for item in run) >= _FAR_ACCURACY
-        limit = max(shortest, int(max(lengths) * (_NEAR_STEP if is_near else _FAR_STEP)))
+        reach = min(item.reach(target) for item in run)
+        limit = min(max(reach, int(max(lengths) * _LARGEST_STEP)), int(max(lengths) * _SMALLEST_STEP))
+        limit = max(shortest, limit)
         # Even parts instead of full ones and a small rest; an eighth of room for natural boundaries.
         even = math.ceil(sum(lengths) / math.ceil(sum(lengths) / limit))
         text = "".join(item.segment.text for item in run)

@@ -1,0 +1,44 @@
+"""A text restored alone is drafted from itself: fewer steps, the same tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from c3_hf.latents.restoring import Restorer
+from factories import make_model, make_processor
+
+
+NEW_TOKENS = 40
+
+
+def count_steps(restorer: Restorer, latents: torch.Tensor, **options) -> tuple[list[int], int]:
+    """What the first row generates, and how often the decoder ran for it."""
+    steps = []
+    handle = restorer.model.model.language_model.register_forward_hook(lambda *_: steps.append(1))
+    new_ids = restorer.generate(latents, NEW_TOKENS, **options)[0]
+    handle.remove()
+    return new_ids, len(steps)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drafting_gives_the_same_tokens_in_fewer_steps(seed):
+    restorer = Restorer(make_model(seed), make_processor())
+    latents = restorer.model.get_context_features(torch.arange(30).unsqueeze(0))
+    alone, steps_alone = count_steps(restorer, latents)
+    twice, steps_twice = count_steps(restorer, latents.expand(2, -1, -1, -1))
+    assert alone == twice
+    # Random weights soon go round in circles, which is what a lookup guesses best.
+    assert steps_alone < steps_twice
+
+
+def test_forced_tokens_and_static_caches_are_not_drafted():
+    restorer = Restorer(make_model(), make_processor())
+    latents = restorer.model.get_context_features(torch.arange(30).unsqueeze(0))
+    _, steps = count_steps(restorer, latents, forced=[[]], lengths=[NEW_TOKENS - 1])
+    assert steps == NEW_TOKENS
+    plain, _ = count_steps(restorer, latents)
+    restorer.model.generation_config.cache_implementation = "static"
+    static, steps = count_steps(restorer, latents)
+    assert static == plain
+    assert steps >= len(static)
