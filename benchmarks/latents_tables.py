@@ -52,7 +52,7 @@ def exact(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def fidelity(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     total = rows[0]
     lines = [
-        f"**Fidelity.** {total['certainly_exact']:,} of {total['segments']:,} segments were said to come back exactly, "
+        f"**Fidelity.** {total['certainly_exact']:,} of {total['segments']:,} segments were certain to come back, "
         f"{total['of_those_exact']:,} of them did; {total['prefixes_not_kept']:,} certain prefixes were not kept. "
         f"Calibration: derail {total['derail']}, floor {total['floor']}, tested on the half it was not fitted on:\n",
         "| held-out segments | expected precision | precision | difference, points |",
