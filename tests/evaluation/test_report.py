@@ -21,7 +21,7 @@ TEXT = "The lamp of the harbour went out before the last boat came in."
 
 def record(task, number, output, **labels):
     row = {"task": task, "id": f"{task}-{number}", "kind": "textbook", "lang": "en", "bin": "", "source": "written"}
-    row |= {"num_tokens": 64, "slots": 4, "reference": TEXT, "output": output, "seconds": 0.5}
+    row |= {"num_tokens": 64, "slots": 4, "refused": not output, "reference": TEXT, "output": output, "seconds": 0.5}
     return {**row, "metrics": score_restoration(output, TEXT, lambda text: text.split()), **labels}
 
 
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     pages = [record("fox_pages", n, TEXT[: 40 + n], kind="foxlike_en", bin=f"{n}00-{n + 1}00") for n in (6, 7, 12)]
     sweep = [record("ratio_sweep", n, TEXT[: 60 - 2 * n], bin=f"{2**n}x") for n in range(1, 6)]
-    plain = [record("passages", n, TEXT.replace("o", "0") * n) for n in range(3)]
+    plain = [record("passages", n, TEXT.replace("o", "0") * n) for n in range(3)]  # the first was too long
     asked = [question(0, "11"), question(1, "It is 12.")]
     for label, records in (("c3", pages + sweep + plain + asked), ("truncation", pages[:2] + sweep), ("ocr", [])):
         (folder / label).mkdir()
@@ -105,7 +105,7 @@ def test_figure_1_has_published_and_measured_columns(report):
 def test_means_in_the_tables_are_those_of_the_records(report, runs):
     run = FinishedRun.read(runs / "c3")
     expected = with_interval(run.of("passages"), "char_precision")
-    assert expected in section(report, "Restoring")
+    assert f"| passages | c3 | 3, 1 too long | 16.0× | {expected}" in section(report, "Restoring")
     assert "| needles_single | single | c3 | 2 | 16.0× | 0.50 [0.00, 1.00]" in section(report, "Questions")
 
 

@@ -1,5 +1,6 @@
 """A run: config first, a line an item, resuming, and numbers that do not move."""
 
+import gzip
 import json
 
 import pytest
@@ -55,6 +56,17 @@ def test_record_holds_inputs_outputs_metrics_and_cost(finished):
     answer = numbers(finished)["multidoc_qa", "multidoc_qa-0"]
     assert answer["answers"] == ["Text 2"]
     assert answer["metrics"] == {"contains_answer": 0.0, "best_subspan_match": 0.0, "answer_f1": 0.0}
+
+
+def test_text_too_long_for_the_model_is_recorded_as_refused(tiny_checkpoint, tmp_path):
+    record = {"id": "long", "kind": "novel", "lang": "en", "source": "written", "text": "word " * 200}
+    (tmp_path / "shuffled.jsonl.gz").write_bytes(gzip.compress(json.dumps(record).encode()))
+    summary = run(settings(tiny_checkpoint, tasks=("shuffled",)), tmp_path, tmp_path / "out")
+    assert summary["metrics"]["shuffled"]["all"]["refused"] == 1
+    assert summary["metrics"]["shuffled"]["all"]["char_precision"] == 0.0
+    (kept,) = read_records(tmp_path / "out")
+    assert kept["refused"] is True
+    assert kept["output"] == ""
 
 
 def test_same_settings_give_the_same_numbers(finished, tiny_checkpoint, data_dir, tmp_path):

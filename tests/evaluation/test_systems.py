@@ -59,6 +59,15 @@ def test_c3_answer_sees_every_context(settings):
     assert len(answers) > 1
 
 
+@pytest.mark.parametrize("name", ["c3", "full_text"])
+def test_what_the_model_has_no_positions_for_is_refused(name, settings):
+    system = catalogue.find("systems", name).load(settings)
+    alone, refused = system.restore(["ab", "x" * 600])
+    assert refused is None
+    assert [alone] == system.restore(["ab"])
+    assert system.answer(["x" * 4000], "?") is None
+
+
 def test_truncation_keeps_the_first_tokens(settings):
     assert truncation.load(settings).restore(TEXTS) == ["The ", "好", "Two "]
 

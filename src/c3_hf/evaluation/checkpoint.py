@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, P
 
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.evaluation.tokens import TokenMeter
+from c3_hf.latents.restoring import decoder_positions
 
 
 def load_checkpoint(settings: SystemSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -40,7 +41,7 @@ def replies(
     processor: ProcessorMixin,
     conversations: Sequence[list[dict]],
     limits: Sequence[int],
-) -> list[str]:
+) -> list[str | None]:
     """Greedy replies of the decoder to chats, computed in one batch.
 
     Args:
@@ -50,9 +51,23 @@ def replies(
         limits: Most new tokens of each reply; a reply is cut at its own, so that it does not depend on the others.
 
     Returns:
-        The replies, white space at both ends kept.
+        The replies, white space at both ends kept; `None` where prompt and limit exceed the decoder's positions.
     """
-    inputs = processor.apply_chat_template(list(conversations)).to(model.device)
+    lengths = [len(processor.apply_chat_template(chat)["input_ids"][0]) for chat in conversations]
+    room = decoder_positions(model)
+    taken = [row for row, length in enumerate(lengths) if length + limits[row] <= room]
+    answered: list[str | None] = [None] * len(lengths)
+    if taken:
+        texts = _generate(model, processor, [conversations[row] for row in taken], [limits[row] for row in taken])
+        for row, text in zip(taken, texts):
+            answered[row] = text
+    return answered
+
+
+def _generate(
+    model: PreTrainedModel, processor: ProcessorMixin, conversations: list[list[dict]], limits: list[int]
+) -> list[str]:
+    inputs = processor.apply_chat_template(conversations).to(model.device)
     # Spelled out, because what is left open comes from the checkpoint's own generation settings.
     sequences = model.generate(
         **inputs,

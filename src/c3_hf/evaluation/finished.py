@@ -80,6 +80,12 @@ def with_interval(records: list[dict], metric: str, digits: int = 3) -> str:
     return f"{mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def count(records: list[dict]) -> str:
+    """Number of records, and how many of them were too long for the system."""
+    refused = sum(record["refused"] for record in records)
+    return f"{len(records)}, {refused} too long" if refused else str(len(records))
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, the first column to the left and the others to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]

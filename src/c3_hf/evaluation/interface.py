@@ -13,11 +13,11 @@ from c3_hf.latents.restoring import generation_budget
 class System(Protocol):
     """Something that keeps a text in a number of decoder slots and works from those alone."""
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
-        """Each text as well as it can be given back; results do not depend on which texts come together."""
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
+        """Each text as well as it can be given back, whichever texts come together; `None` for one too long."""
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
-        """The answer to `question` from `contexts`."""
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
+        """The answer to `question` from `contexts`; `None` if they are too long."""
 
     def slots(self, text: str) -> int:
         """Positions of the decoder that `text`, one segment, takes."""

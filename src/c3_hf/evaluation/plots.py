@@ -64,7 +64,7 @@ def plot_forgetting(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Pat
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(5.2, 3.6 * len(runs)), 4.2), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    panels: list[Axes] = list(figure.subplots(1, len(runs), sharey=True, squeeze=False)[0])
     for axes, run in zip(panels, runs):
         for number, task in enumerate(tasks):
             rows = run.of(task)
@@ -118,7 +118,8 @@ def _line(axes: Axes, number: int, label: str, places: Sequence[float], samples:
     intervals = [bootstrap_interval(sample) for sample in samples]
     _mark(axes, number, label, places, [mean(sample) for sample in samples])
     colour = _COLOURS[number % len(_COLOURS)]
-    axes.fill_between(places, *zip(*intervals), color=colour, alpha=0.15, linewidth=0)
+    low, high = ([interval[end] for interval in intervals] for end in (0, 1))
+    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _mark(axes: Axes, number: int, label: str, places: Sequence[float], heights: Sequence[float]) -> None:

@@ -17,20 +17,25 @@ from c3_hf.evaluation.tokens import TokenMeter
 Item = RestoreItem | QuestionItem
 
 
-def run_batch(system: System, items: Sequence[Item]) -> list[str]:
-    """The system's outputs for `items` of one kind, restored or answered."""
+def run_batch(system: System, items: Sequence[Item]) -> list[str | None]:
+    """The system's outputs for `items` of one kind, restored or answered; `None` for an item it cannot take."""
     questions = [item for item in items if isinstance(item, QuestionItem)]
     if questions:
         return [system.answer(item.contexts, item.question) for item in questions]
     texts = [item for item in items if isinstance(item, RestoreItem)]
     pieces = iter(system.restore([segment for item in texts for segment in item.segments]))
-    return ["".join(next(pieces) for _ in item.segments) for item in texts]
+    return [_joined([next(pieces) for _ in item.segments]) for item in texts]
+
+
+def _joined(pieces: list[str | None]) -> str | None:
+    known = [piece for piece in pieces if piece is not None]
+    return "".join(known) if len(known) == len(pieces) else None
 
 
 def make_record(
     task: str,
     item: Item,
-    output: str,
+    answer: str | None,
     system: System,
     meter: TokenMeter,
     meteor: bool,
@@ -42,7 +47,7 @@ def make_record(
     Args:
         task: Name of the task.
         item: What the system was given.
-        output: What it gave back.
+        answer: What it gave back; `None`, an item it cannot take, is scored as an empty output.
         system: Tells the slots.
         meter: Counts tokens, and gives the token metrics their ids.
         meteor: Compute METEOR in the Fox block.
@@ -51,9 +56,11 @@ def make_record(
 
     Returns:
         A record with the item's labels, `inputs_hash`, `num_tokens` and `slots` of the context, `reference` or
-        `question` and `answers`, `output`, `output_hash`, `metrics` and `seconds`.
+        `question` and `answers`, `refused` (too long for the system), `output`, `output_hash`, `metrics` and
+        `seconds`.
     """
     texts: dict[str, object]
+    output = answer or ""
     if isinstance(item, RestoreItem):
         segments: Sequence[str] = item.segments
         metrics = score_restoration(output, item.text, meter.encode, meteor)
@@ -75,6 +82,7 @@ def make_record(
         "inputs_hash": item.inputs_hash,
         "num_tokens": sum(meter.count(segment) for segment in segments),
         "slots": sum(system.slots(segment) for segment in segments),
+        "refused": answer is None,
         **texts,
         "output_hash": hashlib.sha256(output.encode("utf-8", "surrogatepass")).hexdigest(),
         "metrics": metrics,
@@ -105,6 +113,7 @@ def _means(rows: Sequence[dict]) -> dict:
     tokens, slots = (sum(row[key] for row in rows) for key in ("num_tokens", "slots"))
     return {
         "items": len(rows),
+        "refused": sum(row["refused"] for row in rows),
         "compression_ratio": tokens / max(slots, 1),
         **mean_of([row["metrics"] for row in rows]),
     }

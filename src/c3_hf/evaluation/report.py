@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from c3_hf.evaluation import plots
-from c3_hf.evaluation.finished import FinishedRun, by, ratio, table, values, with_interval
+from c3_hf.evaluation.finished import FinishedRun, by, count, ratio, table, values, with_interval
 from c3_hf.evaluation.published import FIGURE_1, FIGURE_1_BINS
 from c3_hf.evaluation.receipts import receipts_page, worst_items
 from c3_hf.evaluation.summary import mean, mean_of
@@ -117,7 +117,7 @@ def _tasks_section(runs: Sequence[FinishedRun]) -> str:
                     [
                         task,
                         run.label,
-                        str(len(records)),
+                        count(records),
                         f"{ratio(records):.1f}×",
                         with_interval(records, "char_precision"),
                         with_interval(records, "fox_precision"),
@@ -141,7 +141,7 @@ def _figure_1_section(runs: Sequence[FinishedRun], output: Path) -> str:
         row = [label, *(f"{percents[place]:.1f}" for percents in FIGURE_1.values())]
         for run in measured:
             records = run.of("fox_pages", kind=pages, bin=label)
-            row.append(f"{len(records)} ({ratio(records):.1f}×)" if records else "0")
+            row.append(f"{count(records)} ({ratio(records):.1f}×)" if records else "0")
             row += [
                 f"{100 * mean(values(records, metric)):.1f}" if records else "–"
                 for metric in ("fox_precision", "char_precision")
@@ -207,7 +207,7 @@ def _kinds_section(run: FinishedRun, output: Path) -> str:
         [
             task,
             kind,
-            str(len(records)),
+            count(records),
             f"{ratio(records):.1f}×",
             with_interval(records, "char_precision"),
             f"{mean(values(records, 'fox_precision')):.3f}",
@@ -223,13 +223,13 @@ def _questions_section(runs: Sequence[FinishedRun]) -> str:
     for run in runs:
         for (task, kind), records in by(run.answered(), lambda record: (record["task"], record["kind"])).items():
             scores = [with_interval(records, metric, 2) for metric in _ANSWER_METRICS]
-            rows.append([task, kind, run.label, str(len(records)), f"{ratio(records):.1f}×", *scores])
+            rows.append([task, kind, run.label, count(records), f"{ratio(records):.1f}×", *scores])
     header = ["task", "kind", "run", "items", "ratio", *_ANSWER_METRICS]
     return f"## Questions\n\n{table(header, sorted(rows))}" if rows else ""
 
 
-def _receipts_section(run: FinishedRun, output: Path, count: int) -> str:
-    worst = worst_items(run.records, count)
+def _receipts_section(run: FinishedRun, output: Path, number: int) -> str:
+    worst = worst_items(run.records, number)
     if not worst:
         return ""
     page = receipts_page(f"Receipts: {run.label}", worst, len(run.restored()))

@@ -183,7 +183,9 @@ def _run_items(
     finished -= sum(len(rows) for _, rows in todo)
     with (
         RecordWriter(output, rank) as writer,
-        tqdm(total=total, initial=finished, unit="item", disable=None, desc=settings.system) as bar,
+        tqdm(
+            total=total, initial=finished, unit="item", disable=None if rank == 0 else True, desc=settings.system
+        ) as bar,
     ):
         for task, rows in todo:
             bar.set_postfix_str(task)

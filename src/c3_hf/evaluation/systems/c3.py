@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from c3_hf.evaluation.checkpoint import load_checkpoint, replies
 from c3_hf.evaluation.interface import SystemSettings
-from c3_hf.latents.restoring import restore_texts
+from c3_hf.latents.restoring import context_room, restore_texts
 
 
 class C3System:
@@ -23,17 +23,21 @@ class C3System:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
         self.model, self.processor, self.settings = model, processor, settings
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its latents, by the checkpoint's "Repeat the text: " prompt."""
-        return restore_texts(
+        room = context_room(self.model)
+        taken = [place for place, text in enumerate(texts) if self.settings.meter.count(text) <= room]
+        restored = restore_texts(
             self.model,
             self.processor,
-            list(texts),
+            [texts[place] for place in taken],
             batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )
+        found = dict(zip(taken, restored))
+        return [found.get(place) for place in range(len(texts))]
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The answer from the contexts' latents; a context longer than a segment becomes several blocks."""
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
         content = [{"type": "context", "text": segment} for segment in segments]

@@ -29,11 +29,11 @@ class PageSystem:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
         self.model, self.processor, self.settings = model, processor, settings
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text as the model reads it from its page."""
         return [self._read(text, PROMPT, self.settings.restore_limit(text)) for text in texts]
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The model's answer from one page with all contexts.
 
         Raises:

@@ -23,9 +23,9 @@ class FullTextSystem:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
         self.model, self.processor, self.settings = model, processor, settings
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text as the decoder repeats it."""
-        outputs = []
+        outputs: list[str | None] = []
         for batch in batches(texts, self.settings.batch_size):
             chats = [[{"role": "user", "content": f"{text}\n{RESTORE_PROMPT}"}] for text in batch]
             outputs += replies(
@@ -33,7 +33,7 @@ class FullTextSystem:
             )
         return outputs
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The answer from the whole contexts, one after the other."""
         chat = [{"role": "user", "content": "\n\n".join([*contexts, question])}]
         return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]

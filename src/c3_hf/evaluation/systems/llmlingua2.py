@@ -27,11 +27,11 @@ class LLMLingua2System:
     def __init__(self, compressor: Any, reader: full_text.FullTextSystem, settings: SystemSettings):
         self.compressor, self.reader, self.settings = compressor, reader, settings
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
         """The kept words of each text."""
         return [self._kept(text) for text in texts]
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The decoder's answer from the kept words of each segment of each context."""
         segments = (self.settings.meter.segments(context) for context in contexts)
         return self.reader.answer([" ".join(map(self._kept, context)) for context in segments], question)

@@ -27,9 +27,9 @@ class MeanPoolSystem:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
         self.model, self.processor, self.settings = model, processor, settings
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its pooled embeddings, by the checkpoint's "Repeat the text: " prompt."""
-        outputs = []
+        outputs: list[str | None] = []
         for batch in batches(texts, self.settings.batch_size):
             chats = [self.processor.restore_messages(self.pooled([text])) for text in batch]
             outputs += replies(
@@ -37,7 +37,7 @@ class MeanPoolSystem:
             )
         return outputs
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The answer from the pooled embeddings of every segment of the contexts."""
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
         content = [{"type": "context", "latents": self.pooled(segments)}, {"type": "text", "text": question}]

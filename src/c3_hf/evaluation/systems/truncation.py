@@ -21,11 +21,11 @@ class TruncationSystem:
     def __init__(self, reader: full_text.FullTextSystem, settings: SystemSettings):
         self.reader, self.settings = reader, settings
 
-    def restore(self, texts: Sequence[str]) -> list[str]:
+    def restore(self, texts: Sequence[str]) -> list[str | None]:
         """The first `num_latents` tokens of each text."""
         return [self._kept(text) for text in texts]
 
-    def answer(self, contexts: Sequence[str], question: str) -> str:
+    def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The decoder's answer from the first `num_latents` tokens of each segment of each context."""
         segments = (self.settings.meter.segments(context) for context in contexts)
         return self.reader.answer(["".join(map(self._kept, context)) for context in segments], question)
