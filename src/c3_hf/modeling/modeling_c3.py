@@ -109,9 +109,6 @@ class C3Model(C3PreTrainedModel):
     def get_decoder(self):
         return self.language_model
 
-    def set_decoder(self, decoder):
-        self.language_model = decoder
-
     def get_encoder(self, modality=None):
         return self.encoder
 
@@ -328,9 +325,6 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
 
     def get_decoder(self):
         return self.model.get_decoder()
-
-    def set_decoder(self, decoder):
-        self.model.set_decoder(decoder)
 
     def get_encoder(self, modality=None):
         return self.model.get_encoder()
