@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 # A multiple of every item size, so that no number is split between two pieces.
-PIECE_BYTES = 16 * 2**20
+PIECE_BYTES = 4 * 2**20
 
 # In the order in which the safetensors library lays tensors of different types into a file.
 DTYPES = {
@@ -64,7 +64,7 @@ class StoredTensor:
         return self.num_elements * self.dtype.itemsize
 
     def read_pieces(self) -> Iterator[torch.Tensor]:
-        """Yield the values as 1-D tensors of at most 16 MiB, in storage order. A piece is overwritten by the next."""
+        """Yield the values as 1-D tensors of at most 4 MiB, in storage order. A piece is overwritten by the next."""
         buffer = bytearray(min(self.num_bytes, PIECE_BYTES))
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)

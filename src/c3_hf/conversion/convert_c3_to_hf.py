@@ -49,7 +49,7 @@ def convert(
 
     Everything is checked before anything is written: every source tensor is used once or left out for a stated
     reason, has the shape the configuration asks for and holds finite values only. The weights go from file to file in
-    pieces of 16 MiB, so memory does not depend on the size of the model (only `verify` loads it).
+    pieces of 4 MiB, so memory does not depend on the size of the model (only `verify` loads it).
 
     Args:
         source: a folder or Hub id with `config.json`, `*.safetensors` and the encoder in `llm1/`.

@@ -102,8 +102,9 @@ def _vocabulary_by_rule(checkpoint: ReleasedCheckpoint) -> Vocabulary:
     """Without a tokenizer: Qwen's vocabularies have `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` in a row."""
     main = checkpoint.main_config
     size, eos = main.get("vocab_size", 0), main.get("eos_token_id")
-    stop_ids = eos if isinstance(eos, list) else [eos]
-    if not stop_ids or not all(isinstance(stop_id, int) and 0 <= stop_id < size for stop_id in stop_ids):
+    listed = eos if isinstance(eos, list) else [eos]
+    stop_ids = [stop_id for stop_id in listed if isinstance(stop_id, int) and 0 <= stop_id < size]
+    if not stop_ids or len(stop_ids) < len(listed):
         raise ValueError(
             f"`eos_token_id` in {checkpoint.folder}/config.json is {eos!r}, expected ids below `vocab_size` "
             f"({size}). Without a tokenizer it is the only clue to where generation stops."
