@@ -30,7 +30,7 @@ def encode(setup: Setup, context_length: int, batch_size: int) -> dict[str, Any]
         warmup=setup.scale.warmup,
         repeats=setup.scale.repeats,
     )["encode"]
-    floor = encode_flops(setup.model.config, batch_size, context_length) / setup.rates["matmul_flops_per_s"]
+    floor = encode_flops(setup.model, batch_size, context_length) / setup.rates["matmul_flops_per_s"]
     return {
         "what": "encode",
         "context_length": context_length,
@@ -58,13 +58,7 @@ def decode(setup: Setup, batch_size: int) -> dict[str, Any]:
         repeats=scale.repeats,
     )
     steps = [(long - short) / scale.new_tokens for short, long in zip(seconds["few"], seconds["many"])]
-    floor = decode_floor(
-        model.config.text_config,
-        batch_size,
-        prompts.shape[1] + scale.new_tokens // 2,
-        model.lm_head.weight.element_size(),
-        setup.rates,
-    )
+    floor = decode_floor(model, batch_size, prompts.shape[1] + scale.new_tokens // 2, setup.rates)
     median = statistics.median(steps)
     return {
         "what": "decode",

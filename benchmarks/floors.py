@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import nn
 from transformers import PretrainedConfig
+
+from c3_hf import C3ForConditionalGeneration
 
 from .record import measure, spread
 
@@ -32,41 +33,47 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def layer_parameters(config: PretrainedConfig) -> int:
+def layer_parameters(half: nn.Module) -> int:
     """Weights of the linear layers of all blocks: what each token is multiplied with."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-    attention = config.hidden_size * (2 * queries + 2 * keys)
-    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    matrices = [module for module in half.modules() if not isinstance(module, nn.Embedding)]
+    return sum(
+        parameter.numel()
+        for module in matrices
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 2
+    )
 
 
-def encode_flops(config: Any, batch_size: int, context_length: int) -> float:
+def encode_flops(model: C3ForConditionalGeneration, batch_size: int, context_length: int) -> float:
     """Floating-point operations of compressing contexts: text, start marker and queries through the encoder's blocks.
 
     Two for each weight and token, causal attention, and the projector on the latents.
     """
+    config = model.config
     encoder, length = config.encoder_config, context_length + 1 + config.num_latents
     attention = 2 * encoder.num_hidden_layers * encoder.hidden_size * length**2
     projector = 2 * config.num_latents * encoder.hidden_size * config.text_config.hidden_size
-    return batch_size * (2 * layer_parameters(encoder) * length + attention + projector)
+    return batch_size * (2 * layer_parameters(model.model.encoder) * length + attention + projector)
 
 
 def cache_bytes(config: PretrainedConfig, batch_size: int, length: int, element_size: int) -> int:
-    """Bytes of keys and values."""
+    """Bytes of keys and values. Families without grouped heads, as GPT-2, have no number of key-value heads."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * batch_size * length * element_size
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * batch_size * length * element_size
 
 
 def decode_floor(
-    config: PretrainedConfig, batch_size: int, length: int, element_size: int, rates: dict[str, float]
+    model: C3ForConditionalGeneration, batch_size: int, length: int, rates: dict[str, float]
 ) -> dict[str, float]:
     """The least time of one decode step: all blocks and the head read once, the cache read once.
 
     Returns:
         `bytes`, `flops` and `seconds`, the larger of the two times.
     """
-    weights = layer_parameters(config) + config.vocab_size * config.hidden_size
-    num_bytes = weights * element_size + cache_bytes(config, batch_size, length, element_size)
+    weights = layer_parameters(model.model.language_model) + model.lm_head.weight.numel()
+    element_size = model.lm_head.weight.element_size()
+    num_bytes = weights * element_size + cache_bytes(model.config.text_config, batch_size, length, element_size)
     flops = 2 * batch_size * weights
     seconds = max(num_bytes / rates["copy_bytes_per_s"], flops / rates["matmul_flops_per_s"])
     return {"bytes": num_bytes, "flops": flops, "seconds": seconds}

@@ -6,11 +6,10 @@ import pytest
 import torch
 from benchmarks.record import measure, peak_memory, ratio, spread
 from benchmarks.shapes import SCALES, Setup, make_config
-from transformers import AutoModel
 
 from benchmarks import drafting, floors, restoring, run, tables
 from c3_hf import C3ForConditionalGeneration
-from factories import make_model, make_processor
+from factories import make_model, make_processor, sub_config
 
 
 CPU = torch.device("cpu")
@@ -95,13 +94,14 @@ def test_peak_memory_sees_what_is_freed_again():
     assert 60e6 < peak < 100e6
 
 
-def test_counted_work_is_that_of_the_modules():
-    config = make_config("toy")
-    model = AutoModel.from_config(config.encoder_config)
-    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
-    assert floors.layer_parameters(config.encoder_config) == linear
-    length = 10 + 1 + config.num_latents
-    assert floors.encode_flops(config, 3, 10) > 3 * 2 * linear * length
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_counted_work_is_that_of_the_blocks(family):
+    model = make_model(encoder_config=sub_config(family, hidden_size=24, head_dim=6))
+    blocks = model.model.encoder.h if family == "gpt2" else model.model.encoder.layers
+    weights = sum(parameter.numel() for parameter in blocks.parameters() if parameter.dim() == 2)
+    assert floors.layer_parameters(model.model.encoder) == weights
+    length = 10 + 1 + model.config.num_latents
+    assert floors.encode_flops(model, 3, 10) > 3 * 2 * weights * length
 
 
 def test_the_cache_has_the_counted_size():
