@@ -38,6 +38,8 @@ KINDS = (
 )
 RATIOS = (2, 3, 4, 8, 12, 16, 20, 32)
 BATCH_SIZE = 16
+# Ratios above this take long to generate.
+LONG = 4
 
 
 class Item(NamedTuple):
@@ -50,7 +52,7 @@ class Item(NamedTuple):
 
 
 def held_out_items(data_dir: Path, processor: Any, ratios: list[int], limit: int | None) -> Iterator[Item]:
-    """The beginning of every record that is long enough, `ratio * num_latents` tokens."""
+    """The first `ratio * num_latents` tokens of records that are long enough: of all, above `LONG` of `limit`."""
     for kind, name, kind_in_file, lang in KINDS:
         with gzip.open(data_dir / name, "rt", encoding="utf-8") as lines:
             records = [json.loads(line) for line in lines]
@@ -58,7 +60,8 @@ def held_out_items(data_dir: Path, processor: Any, ratios: list[int], limit: int
         for ratio in ratios:
             heads = [cut_to_tokens(processor.tokenizer, r["text"], ratio * processor.num_latents) for r in records]
             pairs = [(record, head) for record, head in zip(records, heads) if len(head) < len(record["text"])]
-            yield from (Item(record["id"], kind, ratio, head) for record, head in pairs[:limit])
+            chosen = pairs[:limit] if ratio > LONG else pairs
+            yield from (Item(record["id"], kind, ratio, head) for record, head in chosen)
 
 
 def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dict[str, Any]]:
@@ -151,7 +154,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the held-out files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
-    parser.add_argument("--limit", type=int, help="most items of a kind and ratio (default: all)")
+    parser.add_argument("--limit", type=int, help=f"most items of a kind above {LONG}x (default: all)")
     parser.add_argument("--questions", type=int, default=100, help="generated questions to ask (default: 100)")
     arguments = parser.parse_args()
     model = c3_hf.C3ForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
