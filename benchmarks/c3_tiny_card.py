@@ -53,10 +53,11 @@ English or {chars_zh:.1f} of Chinese.
 
 {table}
 
-It was trained on texts of up to {longest} tokens ({longest_ratio:g}x); beyond that it only repeats what it can.
-Asked generated questions about a fact hidden in a passage ("The access code of the ... depot is ..."), it
-answers {answers:.0%} of {questions} right. Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the
-repository.
+It was trained on texts of up to {longest} tokens ({longest_ratio:g}x), one core of a shared machine for {minutes:.0f}
+minutes; beyond that length it fails, and higher ratios are left for a longer training. Asked generated questions
+about a fact hidden in a passage ("The access code of the ... depot is ..."), it answers {answers:.0%} of {questions}
+right: at 3 % of its training it has not learnt to. Every item lies in
+`benchmarks/results/c3-tiny/items.jsonl` of the repository.
 
 ![character precision by ratio](curve.png)
 
@@ -117,6 +118,7 @@ def write_card(folder: Path, longest: int) -> None:
         table=results_table(summary["restoring"]),
         longest=longest,
         longest_ratio=longest / config.num_latents,
+        minutes=training_minutes(),
         answers=summary["answering"]["accuracy"],
         questions=summary["answering"]["questions"],
         encoder_layers=config.encoder_config.num_hidden_layers,
@@ -125,6 +127,12 @@ def write_card(folder: Path, longest: int) -> None:
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.copyfile(RESULTS / "curve.png", folder / "curve.png")
+
+
+def training_minutes() -> float:
+    """Minutes the training took, from its log."""
+    lines = (RESULTS / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return max(json.loads(line)["seconds"] for line in lines) / 60
 
 
 def records(path: Path) -> Iterator[dict]:
