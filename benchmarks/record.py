@@ -39,6 +39,8 @@ def measure(
     Returns:
         Name to seconds of each round.
     """
+    # Graphs compiled for other sizes would count toward torch's limit, past which it stops compiling.
+    torch.compiler.reset()
     for _ in range(warmup):
         for function in candidates.values():
             function()
