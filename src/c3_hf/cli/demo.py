@@ -12,10 +12,9 @@ from .loading import add_model_arguments, load_model
 
 
 SAMPLE = """\
-The night train left the harbour a little after nine. Rain ran down the windows in thin crooked lines, and the lamps \
-of the last warehouses slid past one by one until there was nothing outside but the dark. An old man in the corner \
-seat opened his bag, took out a loaf of bread and a small knife, and began to cut the bread into even slices, as if \
-he were setting a table for people who had not yet come.
+The night train left the harbour a little after nine. Rain ran down the windows, and the lamps of the last warehouses \
+slid past one by one until there was nothing outside but the dark. An old man in the corner seat opened his bag, took \
+out a loaf of bread and a small knife, and began to cut the bread into even slices.
 
 "You are going far?" asked the girl across from him.
 

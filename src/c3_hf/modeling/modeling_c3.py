@@ -62,6 +62,8 @@ class C3CausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 class C3PreTrainedModel(PreTrainedModel):
+    """Loading and saving, and what transformers asks of every C3 model."""
+
     config_class = C3Config
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
