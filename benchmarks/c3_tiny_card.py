@@ -53,20 +53,20 @@ English or {chars_zh:.1f} of Chinese.
 
 {table}
 
-It was trained on texts of up to {longest} tokens ({longest_ratio:g}x), one core of a shared machine for {minutes:.0f}
-minutes; beyond that length it fails, and higher ratios are left for a longer training. Asked generated questions
-about a fact hidden in a passage ("The access code of the ... depot is ..."), it answers {answers:.0%} of {questions}
-right: at 3 % of its training it has not learnt to. Every item lies in
-`benchmarks/results/c3-tiny/items.jsonl` of the repository.
+It was trained on texts of up to {longest} tokens ({longest_ratio:g}x), {minutes:.0f} minutes on one core of a
+shared machine. Of a longer text those first {longest} tokens come back, and then the reply ends. Asked generated
+questions about a fact hidden in a passage ("The access code of the ... depot is ..."), it answers {answers:.0%} of
+{questions} right: with 3 % of such samples in its training it has not learnt to. Higher ratios and answering are
+left for a longer training. Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
 
 ![character precision by ratio](curve.png)
 
 ## How it was trained
 
 Two GPT-2 halves over one byte-level BPE vocabulary of 8,192 words, which holds the special strings of the
-released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. The
-first attention layers started with the addresses of a copy laid into the weights (`copy_start`), which is why
-so little training suffices; the rest was random. The recipe is `examples/recipes/c3_tiny.yaml`, the log of the
+released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. The first
+attention layers started with the addresses of a copy laid into the weights (`copy_start`), four tokens a latent,
+which is why so little training suffices and why the limit is so sharp; the rest was random. The recipe is `examples/recipes/c3_tiny.yaml`, the log of the
 run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of the training files
 `benchmarks/results/c3-tiny/data.json`.
 
@@ -80,8 +80,7 @@ texts that cannot be guessed.
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
 - Not a language model: it knows little of language and nothing of the world. Its continuations are not worth
   reading.
-- Not lossless. Characters outside its training (other scripts, rare symbols) and texts longer than it was
-  trained for come back wrong. Check before you rely on exact strings.
+- Not lossless. Texts longer than it was trained for are cut, and characters it rarely saw can come back wrong. Check before you rely on exact strings.
 """
 
 
