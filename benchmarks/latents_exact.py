@@ -33,18 +33,24 @@ def main(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     model, processor = load(options)
     rng = random.Random(options.seed)
-    groups: dict[str, list[bytes]] = {kind: [text.encode() for text in texts(options, kind)] for kind in KINDS}
-    for record in records(options.data / "long" / "books_and_code.jsonl.gz", None):
-        groups[f"long: {record['title']}"] = [record["text"][: options.long_characters].encode()]
+    # Edge cases are few and short: all of them, whatever the limit.
+    edge = records(options.data / "eval" / "edge.jsonl.gz", None)
+    groups: dict[str, list[bytes]] = {"edge": [record["text"].encode() for record in edge]}
     for name, make in FUZZERS.items():
         groups[f"fuzzed: {name}"] = [make(rng) for _ in range(options.fuzz // len(FUZZERS))]
-    rows = []
+    groups.update({kind: [text.encode() for text in texts(options, kind)] for kind in KINDS})
+    for record in records(options.data / "long" / "books_and_code.jsonl.gz", None):
+        groups[f"long: {record['title']}"] = [record["text"][: options.long_characters].encode()]
+    noise = numeric_noise(model, processor, groups["passages_en"], options)
+    rows: list[dict[str, Any]] = []
+    hashes: dict[str, str] = {}
     for name, sources in groups.items():
         rows.append({"kind": name, **measure(model, processor, sources, options)})
         print(rows[-1], file=sys.stderr)
-    noise = numeric_noise(model, processor, groups["passages_en"], options)
-    hashes = {name: data_hash([source.hex() for source in sources]) for name, sources in groups.items()}
-    write_record("latents_exact", options, model, started, rows, data_sha256=hashes, margin_noise=noise)
+        hashes[name] = data_hash([source.hex() for source in sources])
+        # After every kind, so that a run that is cut short has measured what it has measured.
+        more = {"data_sha256": hashes, "margin_noise": noise, "kinds_left": len(groups) - len(rows)}
+        write_record("latents_exact", options, model, started, rows, **more)
     return 0 if all(row["identical"] == row["sources"] for row in rows) else 1
 
 

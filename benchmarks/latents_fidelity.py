@@ -38,12 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     model, processor = load(options)
     items: list[dict[str, Any]] = []
     used = []
-    for kind in KINDS:
-        for length in options.lengths:
-            found = [next(iter_segments(text, processor.tokenizer, length)) for text in texts(options, kind)]
-            used += [segment.text for segment in found]
-            items += [{"kind": kind, "length": length, **item} for item in measure(model, processor, found, options)]
-            print(kind, length, statistics.mean(item["precision"] for item in items[-len(found) :]), file=sys.stderr)
+    sources = [(kind, text) for kind in KINDS for text in texts(options, kind)]
+    for length in options.lengths:
+        found = [next(iter_segments(text, processor.tokenizer, length)) for _, text in sources]
+        used += [segment.text for segment in found]
+        measured = zip(sources, measure(model, processor, found, options))
+        items += [{"kind": kind, "length": length, **item} for (kind, _), item in measured]
+        print(length, statistics.mean(item["precision"] for item in items[-len(found) :]), file=sys.stderr)
     calibration = fit(items[0::2])
     for item in items:
         item["expected"] = expected_precision(item["margins"], calibration)
