@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.conversion.qwen_tiktoken import SPECIAL_TOKENS
@@ -20,6 +21,7 @@ GOLDEN_SETS = ("tiny_a", "vocab_b")
 # Bytes, and a few words that need merges of merges.
 WORDS = (b"th", b"the", b" t", b" the", b"in", b"ing", b"\xe4\xb8", b"\xe4\xb8\xad")
 NUM_RANKS = 256 + len(WORDS)
+TRAINING_TEXT = "the cat sat on the mat and the dog lay by the door of the house in the rain".split()
 VOCAB_SIZE = NUM_RANKS + len(SPECIAL_TOKENS)
 
 
@@ -112,6 +114,65 @@ class ReleasedFolder:
             weight_map |= dict.fromkeys(part, name)
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, kind: str, specials: tuple[str, ...] = ("<|endoftext|>",)) -> int:
+    """Save a tokenizer: "bytes", or "words" with merges learned from a sentence; returns its size."""
+    backend = Tokenizer(models.BPE())
+    # As Qwen2Tokenizer of transformers 5 has it, whatever the file says.
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    size = 256 if kind == "bytes" else 290
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([" ".join(TRAINING_TEXT)], trainer)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[0])
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write_model(folder: Path, family: str, kind: str = "bytes", hidden_size: int = 32, **changes) -> Path:
+    size = write_tokenizer(folder, kind)
+    config = AutoConfig.for_model(
+        family,
+        **{
+            "vocab_size": size,
+            "hidden_size": hidden_size,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": size - 1,
+            "pad_token_id": None,
+            **changes,
+        },
+    )
+    torch.manual_seed(len(family) + hidden_size)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """Write a model once and hand out its folder."""
+    root, made = tmp_path_factory.mktemp("models"), {}
+
+    def get(family: str, **arguments) -> Path:
+        key = (family, *sorted(arguments.items()))
+        if key not in made:
+            made[key] = write_model(root / f"{len(made)}-{family}", family, **arguments)
+        return made[key]
+
+    return get
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from c3_hf.conversion.configs import write_released_configs
 from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.conversion.export import export
+from c3_hf.conversion.new_model import make_model
+from c3_hf.conversion.save_model import save_model
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.prompt_c3 import ESCAPE
@@ -155,3 +157,17 @@ def test_unknown_layout_and_unfit_weights_are_refused(released, tmp_path):
     with pytest.raises(ValueError, match=r"wrong shape: model\.latent_queries\.weight \[3, 8\], expected \[4, 8\]"):
         export(tmp_path / "ours", tmp_path / "out", "decoder")
     assert not (tmp_path / "out").exists()
+
+
+def test_halves_of_other_families_export_too(pairs, tmp_path):
+    made = make_model(pairs("gemma3_text", hidden_size=24, num_attention_heads=2), pairs("llama"), num_latents=2)
+    save_model(made.model, made.processor, tmp_path / "ours")
+    for layout, name in (("encoder", "Gemma3ForCausalLM"), ("decoder", "LlamaForCausalLM")):
+        export(tmp_path / "ours", tmp_path / layout, layout)
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / layout)
+        assert type(stock).__name__ == name
+        half = made.model.model.encoder if layout == "encoder" else made.model.model.language_model
+        ids = torch.tensor([[5, 9, 200, 17]])
+        with torch.inference_mode():
+            expected = half(input_ids=ids).last_hidden_state
+            assert torch.equal(stock.model(input_ids=ids).last_hidden_state, expected)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from c3_hf.conversion.causal_lm import find_body
 from c3_hf.conversion.new_model import fill_queries
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 
@@ -70,7 +71,7 @@ def replace_halves(
 
 def _replace(half: nn.Module, causal_lm: nn.Module, name: str) -> None:
     try:
-        half.load_state_dict(causal_lm.base_model.state_dict())
+        half.load_state_dict(find_body(causal_lm)[1].state_dict())
     except RuntimeError as error:
         raise ValueError(
             f"`{name}` is not shaped like the {name} it replaces: {error}. To join halves of other shapes, make a new "

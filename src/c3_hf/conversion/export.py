@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from c3_hf.conversion import key_table, repository, weights
+from c3_hf.conversion.causal_lm import find_body
 from c3_hf.conversion.checkpoint import StoredTensor, list_tensors
 from c3_hf.conversion.configs import stock_config, write_released_configs
 from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes, raise_problems
@@ -135,7 +136,7 @@ def _export_half(
         # A copy: the head is written as tied, which the encoder inside the C3 model need not be.
         half_config = type(half_config).from_dict({**half_config.to_dict(), "tie_word_embeddings": True})
     stock = _stock_model(half_config)
-    prefix = f"{stock.base_model_prefix}."
+    prefix = f"{find_body(stock)[0]}."
     sources = {prefix + name.removeprefix(ours): t for name, t in tensors.items() if name.startswith(ours)}
     if layout == "decoder" and HEAD in tensors:
         sources[HEAD] = tensors[HEAD]

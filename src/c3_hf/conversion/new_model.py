@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from c3_hf.conversion.causal_lm import find_body
 from c3_hf.conversion.marker_tokens import add_markers, as_plain_fast, tokenizers_agree
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
@@ -72,7 +73,8 @@ def make_model(
 
     Raises:
         ValueError: if the decoder's output is more than a matrix product of its last hidden states (soft-capped or
-            scaled logits), which a C3 model could not reproduce, or its tokenizer has no end token.
+            scaled logits), which a C3 model could not reproduce, a model is no body with a head, or the decoder's
+            tokenizer has no end token.
         TypeError: if a tokenizer is not a fast one.
     """
     decoder_lm = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype).eval()
@@ -183,15 +185,14 @@ def _make_config(
 
 def _join(encoder_lm: PreTrainedModel, decoder_lm: PreTrainedModel, config: C3Config) -> C3ForConditionalGeneration:
     """Put two loaded halves into one model; queries and projector are left empty."""
-    head = decoder_lm.get_output_embeddings()
     with torch.device("meta"):
         model = C3ForConditionalGeneration(config)
     dtype = decoder_lm.dtype
     model.model.latent_queries = nn.Embedding(config.num_latents, config.encoder_config.hidden_size, dtype=dtype)
     model.model.projector = nn.Linear(config.encoder_config.hidden_size, config.text_config.hidden_size, dtype=dtype)
-    model.model.encoder = encoder_lm.base_model
-    model.model.language_model = decoder_lm.base_model
-    model.lm_head = head
+    _, model.model.encoder = find_body(encoder_lm)
+    _, model.model.language_model = find_body(decoder_lm)
+    model.lm_head = decoder_lm.get_output_embeddings()
     ids = torch.arange(min(16, config.text_config.vocab_size)).unsqueeze(0)
     with torch.inference_mode():
         expected = decoder_lm(input_ids=ids).logits
