@@ -66,7 +66,8 @@ left for a longer training. Every item lies in `benchmarks/results/c3-tiny/items
 Two GPT-2 halves over one byte-level BPE vocabulary of 8,192 words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. The first
 attention layers started with the addresses of a copy laid into the weights (`copy_start`), four tokens a latent,
-which is why so little training suffices and why the limit is so sharp; the rest was random. The recipe is `examples/recipes/c3_tiny.yaml`, the log of the
+which is why so little training suffices and why the limit is so sharp; the rest was random. The recipe is
+`examples/recipes/c3_tiny.yaml`, the log of the
 run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of the training files
 `benchmarks/results/c3-tiny/data.json`.
 
@@ -80,7 +81,8 @@ texts that cannot be guessed.
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
 - Not a language model: it knows little of language and nothing of the world. Its continuations are not worth
   reading.
-- Not lossless. Texts longer than it was trained for are cut, and characters it rarely saw can come back wrong. Check before you rely on exact strings.
+- Not lossless. Texts longer than it was trained for are cut, and characters it rarely saw can come back wrong.
+  Check before you rely on exact strings.
 """
 
 

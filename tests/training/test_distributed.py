@@ -50,15 +50,11 @@ def losses(folder):
     return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
 
 
-@pytest.fixture
-def ddp_config():
-    return REPOSITORY / "examples" / "recipes" / "accelerate" / "cpu_ddp.yaml"
-
-
-@pytest.fixture
-def fsdp2_config(tmp_path):
-    path = tmp_path / "fsdp2.yaml"
-    text = (REPOSITORY / "examples" / "recipes" / "accelerate" / "fsdp2.yaml").read_text()
+@pytest.fixture(params=["ddp", "fsdp2"])
+def config(request, tmp_path):
+    """The configuration a user takes, for two processes on one CPU."""
+    path = tmp_path / f"{request.param}.yaml"
+    text = (REPOSITORY / "examples" / "recipes" / "accelerate" / path.name).read_text()
     text = text.replace("num_processes: 8", "num_processes: 2").replace(
         "mixed_precision: bf16", 'mixed_precision: "no"'
     )
@@ -66,9 +62,7 @@ def fsdp2_config(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_two_processes_train_as_one(engine, request, write_recipe, recipe, tmp_path):
-    config = request.getfixturevalue(f"{engine}_config")
+def test_two_processes_train_as_one(config, write_recipe, recipe, tmp_path):
     path = write_recipe({**recipe, "max_steps": 6, "save_steps": 4, "text_kinds": {"plain": 1, "digits": 1}})
     single(path, "--output_dir", str(tmp_path / "one"), "--per_device_train_batch_size", "4")
     two = tmp_path / "two"
