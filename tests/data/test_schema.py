@@ -90,7 +90,10 @@ def test_original_conversations():
             r"`contexts` has 2 texts, but `messages` takes only 1",
         ),
         ({"contexts": ["a"], "messages": [{"role": "assistant", "content": "x"}]}, r"`contexts` needs a user message"),
-        ({"conversations": [{"from": "human"}]}, r"Every turn of `conversations` needs a string `value`, got .*'human'"),
+        (
+            {"conversations": [{"from": "human"}]},
+            r"Every turn of `conversations` needs a string `value`, got .*'human'",
+        ),
         ({"conversations": [{"from": "bot", "value": "x"}]}, r"`conversations` turns must come from .* got 'bot'"),
         (
             {"conversations": [{"from": "context", "value": "x"}, {"from": "human", "value": "no mark"}]},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..modeling.configuration_c3 import C3Config
@@ -84,7 +86,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
     processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
     if arguments.copy_start is not None:
         prompt = processor.apply_chat_template(processor.restore_messages("text"), return_tensors=None)
-        start_with_copying(model, prompt["input_ids"][0], arguments.copy_start)
+        start_with_copying(model, cast("BatchFeature", prompt)["input_ids"][0], arguments.copy_start)
     return model, processor
 
 
