@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     model, processor = load(options)
     sources = documents(options)
     rows: list[dict[str, Any]] = []
+    hashes: dict[str, str] = {}
     for name, source in sources.items():
         common = {"verify": True, "batch_size": options.batch_size}
         for length in FIXED_LENGTHS:
@@ -41,8 +42,9 @@ def main(arguments: Sequence[str]) -> int:
             compared = against_fixed(rows, context, name)
             rows.append({"document": name, "target": target, **describe(context), **compared})
             print(rows[-1], file=sys.stderr)
-    hashes = {name: data_hash([source]) for name, source in sources.items()}
-    write_record("latents_target", options, model, started, rows, data_sha256=hashes)
+        # After every document, so that a run that is cut short has measured what it has measured.
+        hashes[name] = data_hash([source])
+        write_record("latents_target", options, model, started, rows, data_sha256=hashes)
     return 0
 
 
