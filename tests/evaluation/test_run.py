@@ -138,6 +138,13 @@ def test_cut_restores_long_texts_in_segments(tiny_checkpoint, data_dir, tmp_path
     assert record["num_tokens"] == len(record["reference"]) == 63
 
 
+def test_cut_leaves_the_ratio_sweep_at_its_ratios(tiny_checkpoint, data_dir, tmp_path):
+    chosen = settings(tiny_checkpoint, tasks=("ratio_sweep",), limit=1, max_new_tokens=1, cut=True)
+    run(chosen, data_dir, tmp_path)
+    slots = {record["bin"]: record["slots"] for record in read_records(tmp_path)}
+    assert slots == {"2x": 80, "4x": 40, "5x": 32, "8x": 20, "10x": 16, "20x": 8, "40x": 4}
+
+
 def test_hash_only_keeps_texts_out_of_the_files(tiny_checkpoint, data_dir, tmp_path):
     chosen = settings(tiny_checkpoint, tasks=("short_passages",), hash_only=r"\(short_en\)")
     run(chosen, data_dir, tmp_path)

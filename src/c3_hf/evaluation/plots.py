@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c3_hf.evaluation.finished import FinishedRun, by, values
+from c3_hf.evaluation.finished import FinishedRun, by, ratio, values
 from c3_hf.evaluation.published import FIGURE_1, FIGURE_1_BINS
 from c3_hf.evaluation.summary import bootstrap_interval, mean, mean_of
 
@@ -32,7 +33,7 @@ def plot_figure_1(runs: Sequence[FinishedRun], pages: str, path: Path) -> None:
         _line(
             axes,
             number,
-            run.label,
+            f"{run.label} ({ratio(run.of('fox_pages', kind=pages)):.1f}\u00d7)" if any(groups.values()) else run.label,
             [FIGURE_1_BINS.index(label) for label, rows in groups.items() if rows],
             [[100 * value for value in values(rows, "fox_precision")] for rows in groups.values() if rows],
         )
@@ -63,8 +64,12 @@ def plot_forgetting(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Pat
     """Accuracy by relative position: one panel a run, one line a task."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(5.2, 3.6 * len(runs)), 4.2), dpi=150, layout="constrained")
-    panels: list[Axes] = list(figure.subplots(1, len(runs), sharey=True, squeeze=False)[0])
+    columns = min(3, len(runs))
+    height = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(max(5.2, 3.6 * columns), 0.8 + 3.4 * height), dpi=150, layout="constrained")
+    panels: list[Axes] = list(figure.subplots(height, columns, sharey=True, squeeze=False).flat)
+    for unused in panels[len(runs) :]:
+        unused.set_visible(False)
     for axes, run in zip(panels, runs):
         for number, task in enumerate(tasks):
             rows = run.of(task)

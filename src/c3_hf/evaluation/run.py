@@ -133,7 +133,7 @@ def _spaced(items: list[Item], limit: int | None) -> list[Item]:
 
 def _cut(item: Item, meter: TokenMeter) -> Item:
     """A text in one block as one in segments; what a task has cut itself stays as it is."""
-    if isinstance(item, QuestionItem) or len(item.segments) != 1:
+    if isinstance(item, QuestionItem) or len(item.segments) != 1 or VARIANT in item.id:
         return item
     return replace(item, segments=tuple(meter.segments(item.text)) or item.segments)
 
