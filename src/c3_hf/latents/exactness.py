@@ -13,8 +13,8 @@ from .restoring import Restorer, decode_tokens
 from .segmentation import Segment
 
 
-# Logit margins below which another batch size, device or kernel may decide otherwise. Measured: two runs of one model
-# differ by at most 1e-4 in float32 and 0.1 in bfloat16 (benchmarks/results/latents_exact.json); a wide berth is cheap.
+# Logit margins below which another batch size, device or kernel may decide otherwise; a wide berth is cheap.
+# benchmarks/latents_exact.py measures how far margins move between batch sizes.
 EXACT_MARGINS = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 

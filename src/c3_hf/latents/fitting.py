@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -61,7 +60,7 @@ def fit_segments(
 ) -> list[MeasuredSegment]:
     """Measure segments; cut those that miss the target anew, shorter, until they reach it or are as short as may be.
 
-    Neighbours that miss it are joined and cut together into even parts, as long as the start of each was good, but
+    Neighbours that miss it are joined and cut together anew, as long as the start of each was good, but
     by a factor of 0.5 to 0.8 shorter than before. So the number of passes is at most
     2 + log(longest / shortest) / log(1 / 0.8), and each goes only over what still misses.
 
@@ -98,8 +97,5 @@ def _recut(
         reach = min(item.reach(target) for item in run)
         limit = min(max(reach, int(max(lengths) * _LARGEST_STEP)), int(max(lengths) * _SMALLEST_STEP))
         limit = max(shortest, limit)
-        # Even parts instead of full ones and a small rest; an eighth of room for natural boundaries.
-        even = math.ceil(sum(lengths) / math.ceil(sum(lengths) / limit))
         text = "".join(item.segment.text for item in run)
-        length = max(shortest, min(limit, even + even // 8))
-        yield from iter_segments([text.encode("utf-8", "surrogateescape")], tokenizer, length)
+        yield from iter_segments([text.encode("utf-8", "surrogateescape")], tokenizer, limit)

@@ -13,7 +13,7 @@ from .segmentation import encode_plain
 
 
 # Tokens guessed at a step from what the text has said before, where one text is restored alone: the checked guesses
-# give the same tokens in fewer steps (docs/performance.md, drafting). transformers does it for a batch of one only.
+# give the same tokens in fewer steps (docs/log.md). transformers does it for a batch of one only.
 _DRAFTED_TOKENS = 3
 
 
