@@ -518,7 +518,7 @@ def test_a_failure_half_way_leaves_nothing(released, tmp_path, monkeypatch):
         "write_card",
     ],
 )
-def test_a_killed_conversion_leaves_nothing_that_loads(released, tmp_path, victim, repository):
+def test_after_a_kill_there_is_nothing_to_load(released, tmp_path, victim, repository):
     folder = released().write(tmp_path / "source")
     script = f"""
 import os, sys
@@ -544,6 +544,7 @@ module.convert(sys.argv[1], sys.argv[2], verify=True)
     assert not (target / "out").exists()
     (left,) = target.iterdir()
     assert not (left / "config.json").exists()
+    # Without a config.json transformers 4.57 looks for the name of a model in the path: this test's name has none.
     with pytest.raises((OSError, ValueError), match=r"config\.json"):
         AutoModelForCausalLM.from_pretrained(left)
 
