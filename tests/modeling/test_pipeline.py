@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from transformers import TextStreamer, pipeline
 from transformers.pipelines.text_generation import TextGenerationPipeline
@@ -78,9 +80,10 @@ def test_a_string_with_a_context_in_line(pipe):
 def test_documents(pipe):
     question = [{"role": "user", "content": "Which?"}]
     documents = [{"title": "T", "text": "one"}]
-    # Newer versions of the pipeline also take `documents=` itself.
-    template = {"documents": documents}
-    answer = pipe(question, tokenizer_encode_kwargs=template, **GREEDY, return_full_text=False)
+    # In 4.57 what the chat template needs goes through `tokenizer_encode_kwargs`; 5.x has an argument for it.
+    takes_documents = "documents" in inspect.signature(pipe._sanitize_parameters).parameters
+    given = {"documents": documents} if takes_documents else {"tokenizer_encode_kwargs": {"documents": documents}}
+    answer = pipe(question, **given, **GREEDY, return_full_text=False)
     processor = make_processor()
     inputs = processor.apply_chat_template(question, documents=documents)
     new_ids = make_model().generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
