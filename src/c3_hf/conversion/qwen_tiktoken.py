@@ -2,8 +2,10 @@
 
 The file lists byte strings with their ranks. A rank is at once the token's id and its merge priority, and no merge
 list is stored; the merges are recovered by asking which two lower-ranked tokens each token is joined from. The
-tokenizer gives the ids of tiktoken for any text; the one difference is that special strings are matched before text is
-normalised, so a special string followed by a combining mark that NFC would fuse with its ">" stays special.
+tokenizer gives the ids of tiktoken, with two differences. Special strings are matched before text is normalised: one
+that is followed by a combining mark which NFC would fuse with its ">" stays special. And the NFC of the `tokenizers`
+library knows an older Unicode than Python's: combining marks added since (U+09FE, U+0D3B, U+0D3C and the like) keep
+their place among other marks on the same letter.
 
 transformers' own TikTokenConverter is not used: it groups digits by three, leaves NFC out and lists merges twice.
 """
