@@ -182,8 +182,8 @@ def test_many_fuzzed_strings(tokenizer, reference, newer_marks):
 
 def test_decoding_any_ids(tokenizer, reference):
     """Also sequences that no text gives, with broken UTF-8 inside."""
-    rng = random.Random(3)
-    sequences = [[rng.randrange(len(tokenizer)) for _ in range(rng.randint(1, 20))] for _ in range(2_000)]
+    rng, size = random.Random(3), len(tokenizer)
+    sequences = [[rng.randrange(size) for _ in range(rng.randint(1, 20))] for _ in range(2_000)]
     for ids, decoded in zip(sequences, tokenizer.batch_decode(sequences), strict=True):
         assert decoded == reference.decode(ids, errors="replace"), ids
 
