@@ -115,7 +115,9 @@ def _processor_name() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit the code is at, and whether the code that is measured differs from it."""
+    """The commit the code is at, and whether the code that is measured differs from it; `None` without a checkout."""
+    if not (ROOT / ".git").exists():
+        return {"hash": None, "changed": None}
     return {
         "hash": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks/*.py")),
