@@ -33,7 +33,9 @@ def test_a_suite_writes_complete_records(records, tmp_path):
     assert [record["benchmark"] for record in records] == sorted(AT_TOY_SIZE)
     for record in records:
         assert record["schema"] == 1
-        assert len(record["commit"]["hash"]) == 40
+        # A copy without git, as the continuous integration makes, has no commit to name.
+        is_checkout = (Path(__file__).parents[2] / ".git").exists()
+        assert (len(record["commit"]["hash"]) == 40) if is_checkout else (record["commit"]["hash"] is None)
         assert record["command"].startswith("python -m benchmarks.run --suite gpu --shape toy")
         assert record["environment"]["torch"] == str(torch.__version__)
         assert record["model"]["config"]["num_latents"] == 4
