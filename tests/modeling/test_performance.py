@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, CompileConfig
 
 from c3_hf import C3ForConditionalGeneration
@@ -182,6 +184,10 @@ def test_an_automatic_device_map_splits_between_layers(folder, inputs, model, tm
     assert generate(loaded, inputs) == generate(model, inputs)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5"),
+    reason="the rotary embedding of transformers 4.57 opens an autocast context, which the meta device has not",
+)
 def test_the_halves_may_sit_on_different_devices(inputs):
     """The meta device stands in for a second accelerator: only what moves explicitly arrives there."""
     from accelerate import dispatch_model
