@@ -145,7 +145,7 @@ def test_asking_streams_the_models_answer(run, tmp_path, capsys, model, processo
 
 
 def test_more_contexts_than_the_decoder_has_positions_for_are_refused(run, tmp_path, capsys):
-    (tmp_path / "a.txt").write_bytes(b"words " * 200)
+    (tmp_path / "a.txt").write_bytes(b"words " * 1000)
     assert run("compress", "a.txt") == 0
     assert run("ask", "a.txt.c3", "Who?") == 1
     assert "positions, the model has 512. Ask fewer files" in capsys.readouterr().err

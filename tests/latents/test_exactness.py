@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from c3_hf import C3ForConditionalGeneration
 from c3_hf.latents import compress, restore, verify
 from c3_hf.latents.exactness import ExactCounts, build_residual, keep_what_restores, restore_bytes
 from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision, to_margin_dtype
@@ -284,9 +284,11 @@ def test_wrong_arguments_are_refused(compressed, model, processor):
         compress("abc", broken, processor)
 
 
-def test_the_configuration_may_say_how_long_segments_are(processor, caplog):
+def test_the_configuration_says_how_long_segments_are(processor, tmp_path):
     model = make_model()
-    assert compress("a" * 50, model, processor).header.segment_length == 16
-    model.config.segment_length = 48
-    with caplog.at_level(logging.INFO):
-        assert compress("a" * 50, model, processor).header.segment_length == 48
+    assert model.config.segment_length is None
+    context = compress("a" * 150, model, processor)
+    assert (context.header.segment_length, len(context)) == (20 * 4, 2)
+    make_model(segment_length=48).save_pretrained(tmp_path)
+    model = C3ForConditionalGeneration.from_pretrained(tmp_path)
+    assert compress("a" * 50, model, processor).header.segment_length == 48

@@ -33,11 +33,19 @@ def test_tying_reaches_the_text_config():
 
 
 def test_round_trip(tmp_path):
-    config = make_config(num_latents=7, base_models=["a/b"], license="mit")
+    assert make_config().segment_length is None
+    config = make_config(num_latents=7, segment_length=99, base_models=["a/b"], license="mit")
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, C3Config)
-    for name in ("num_latents", "context_token_id", "encoder_context_start_token_id", "base_models", "license"):
+    for name in (
+        "num_latents",
+        "segment_length",
+        "context_token_id",
+        "encoder_context_start_token_id",
+        "base_models",
+        "license",
+    ):
         assert getattr(loaded, name) == getattr(config, name)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_c3.C3ForConditionalGeneration"
@@ -77,6 +85,9 @@ def test_scaled_rope_survives_the_newer_format():
         ({"num_latents": 0}, ValueError, "`num_latents` must be a positive int, got 0"),
         ({"num_latents": True}, ValueError, "`num_latents` must be a positive int, got True"),
         ({"num_latents": 3.0}, ValueError, r"`num_latents` must be a positive int, got 3\.0"),
+        ({"segment_length": 0}, ValueError, "`segment_length` must be a positive int or None, got 0"),
+        ({"segment_length": True}, ValueError, "`segment_length` must be a positive int or None, got True"),
+        ({"segment_length": "640"}, ValueError, "`segment_length` must be a positive int or None, got '640'"),
         (
             {"context_token_id": 264},
             ValueError,

@@ -51,8 +51,8 @@ def compress(
         processor: Its processor.
         output: File to write, by custom `*.c3`. An existing one is replaced when the new one is complete.
         append: Put the segments behind those of the existing `output`.
-        segment_length: Most tokens of a segment; by default `segment_length` of the model's configuration, else
-            4 a latent.
+        segment_length: Most tokens of a segment; by default `segment_length` of the model's configuration, where
+            that is None 20 for each latent.
         dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
         verify: Measure each segment's fidelity.
         exact: Byte-exact mode: store what the latents do not bring back, after an actual restore of every segment.

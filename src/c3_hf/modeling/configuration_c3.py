@@ -54,6 +54,10 @@ class C3Config(PretrainedConfig):
             Configuration of the context encoder, likewise. Only its body is built: the encoder has no head.
         num_latents (`int`, defaults to 32):
             Number N of latent tokens a context is compressed into (paper: 32, 64 or 100).
+        segment_length (`int`, *optional*):
+            Most tokens of text that one context should hold; longer texts are cut into segments of at most so many.
+            `None` means 20 for each latent, at which 98.4 to 99.7 % of a text come back (paper, Fig. 1). Smaller
+            where a model was trained on shorter contexts.
         context_start_token_id (`int`, defaults to 151857):
             Id of the token before a block of placeholders (`<img>` in the released vocabulary).
         context_end_token_id (`int`, defaults to 151858):
@@ -81,8 +85,9 @@ class C3Config(PretrainedConfig):
             Hub licence id of the weights, for the model card.
 
     Raises:
-        ValueError: if a sub-configuration has no known `model_type`, `num_latents` is not positive, a token id lies
-            outside the vocabulary it indexes, two special ids coincide, or only one of the in-line ids is given.
+        ValueError: if a sub-configuration has no known `model_type`, `num_latents` or `segment_length` is not
+            positive, a token id lies outside the vocabulary it indexes, two special ids coincide, or only one of the
+            in-line ids is given.
         TypeError: if a sub-configuration is neither a `PretrainedConfig` nor a `dict`.
 
     Example:
@@ -104,6 +109,7 @@ class C3Config(PretrainedConfig):
         text_config: Optional[Union[PretrainedConfig, dict]] = None,
         encoder_config: Optional[Union[PretrainedConfig, dict]] = None,
         num_latents: int = 32,
+        segment_length: Optional[int] = None,
         context_start_token_id: int = 151857,
         context_end_token_id: int = 151858,
         context_token_id: int = 151859,
@@ -120,6 +126,7 @@ class C3Config(PretrainedConfig):
         self.text_config = _build_sub_config("text_config", text_config, RELEASED_TEXT_CONFIG)
         self.encoder_config = _build_sub_config("encoder_config", encoder_config, RELEASED_ENCODER_CONFIG)
         self.num_latents = num_latents
+        self.segment_length = segment_length
         self.context_start_token_id = context_start_token_id
         self.context_end_token_id = context_end_token_id
         self.context_token_id = context_token_id
@@ -135,17 +142,22 @@ class C3Config(PretrainedConfig):
         if tie_word_embeddings is None:
             tie_word_embeddings = self.text_config.tie_word_embeddings
         self.text_config.tie_word_embeddings = tie_word_embeddings
-        self._check_num_latents()
+        self._check_lengths()
         self._check_token_ids()
         # Saving a model writes the auto class it was registered for, one only; generate() must be reachable through
         # plain AutoModel too.
         kwargs["auto_map"] = {"AutoModel": "modeling_c3.C3ForConditionalGeneration", **(kwargs.get("auto_map") or {})}
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
-    def _check_num_latents(self):
-        if isinstance(self.num_latents, bool) or not isinstance(self.num_latents, int) or self.num_latents < 1:
+    def _check_lengths(self):
+        if not _is_positive_int(self.num_latents):
             raise ValueError(
                 f"`num_latents` must be a positive int, got {self.num_latents!r}. The paper uses 32, 64 or 100."
+            )
+        if self.segment_length is not None and not _is_positive_int(self.segment_length):
+            raise ValueError(
+                f"`segment_length` must be a positive int or None, got {self.segment_length!r}. None means 20 tokens "
+                "for each latent."
             )
 
     def _check_token_ids(self):
@@ -168,6 +180,10 @@ class C3Config(PretrainedConfig):
         ids = {name: getattr(self, name) for name in decoder_names + given}
         if len(set(ids.values())) < len(ids):
             raise ValueError(f"the special token ids of a C3 model must differ from each other, got {ids}.")
+
+
+def _is_positive_int(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _build_sub_config(name, value, default):
