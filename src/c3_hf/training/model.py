@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from ..data.tasks import CONTINUE_PROMPT
 from ..modeling.configuration_c3 import C3Config
 from ..modeling.modeling_c3 import C3ForConditionalGeneration
 from ..modeling.processing_c3 import C3Processor
@@ -18,6 +19,7 @@ from ..modeling.prompt_c3 import (
     CONTEXT_TOKEN,
     INLINE_CONTEXT_END_TOKEN,
     INLINE_CONTEXT_START_TOKEN,
+    RESTORE_PROMPT,
     STOP_TOKEN,
 )
 from .arguments import PARTS, ModelArguments
@@ -85,9 +87,16 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
     )
     processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
     if arguments.copy_start is not None:
-        prompt = processor.apply_chat_template(processor.restore_messages("text"), return_tensors=None)
-        start_with_copying(model, cast("BatchFeature", prompt)["input_ids"][0], arguments.copy_start)
+        prompts = [_prompt_ids(processor, request) for request in (RESTORE_PROMPT, CONTINUE_PROMPT)]
+        cue = next(place for place, ids in enumerate(zip(*prompts)) if len(set(ids)) > 1)
+        start_with_copying(model, prompts[0], cue, end_of_turn, arguments.copy_start)
     return model, processor
+
+
+def _prompt_ids(processor: C3Processor, request: str) -> list[int]:
+    content = [{"type": "context", "text": "text"}, {"type": "text", "text": request}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], return_tensors=None)
+    return cast("BatchFeature", prompt)["input_ids"][0]
 
 
 def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:
