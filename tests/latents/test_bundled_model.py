@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
 from c3_hf.latents import CompressedContext, compress, restore, restore_texts, verify
+from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
 
 
 PROSE = (
@@ -30,6 +31,11 @@ def bundled():
         pytest.skip("the package holds no c3-tiny weights")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     return model, AutoProcessor.from_pretrained(path)
+
+
+def test_its_chat_template_is_the_packages(bundled):
+    _, processor = bundled
+    assert processor.chat_template == build_chat_template(escape_characters(processor.tokenizer))
 
 
 def test_exact_mode_gives_every_text_back_from_a_file(bundled, tmp_path):

@@ -78,6 +78,17 @@ class TestPrompt:
         placeholders = (inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<imgpad>")).sum(dim=1)
         assert placeholders.tolist() == [3 * NUM_LATENTS, NUM_LATENTS]
 
+    def test_places_without_latents(self, processor):
+        part = {"type": "context", "num_blocks": 3, "num_latents": NUM_LATENTS}
+        messages = [{"role": "user", "content": [part, {"type": "text", "text": "Repeat the text: "}]}]
+        places = processor.apply_chat_template(messages)
+        filled = processor.apply_chat_template(processor.restore_messages(torch.randn(3, NUM_LATENTS, 8)))
+        assert set(places) == {"input_ids", "attention_mask"}
+        assert torch.equal(places["input_ids"], filled["input_ids"])
+        # The stock pipeline asks the tokenizer, which knows nothing of the processor's block.
+        stock = processor.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        assert stock["input_ids"] == places["input_ids"][0].tolist()
+
     def test_without_contexts_there_are_no_context_tensors(self, processor):
         inputs = processor.apply_chat_template([{"role": "user", "content": "Hi"}])
         assert set(inputs) == {"input_ids", "attention_mask"}
@@ -199,12 +210,15 @@ class TestCall:
             )
 
         latents = torch.zeros(1, NUM_LATENTS, 8)
-        with pytest.raises(ValueError, match="must have either `text` or `latents`, got neither"):
+        with pytest.raises(ValueError, match="exactly one of `text`, `latents` and `num_blocks`, got none"):
             chat({})
-        with pytest.raises(ValueError, match="must have either `text` or `latents`, got both"):
+        with pytest.raises(ValueError, match=r"exactly one of `text`, .* got text and latents"):
             chat({"text": "a", "latents": latents})
-        with pytest.raises(ValueError, match="must be all `text` or all `latents`, got both"):
-            chat({"text": "a"}, {"latents": latents})
+        for other in ({"text": "a"}, {"num_blocks": 1}):
+            with pytest.raises(ValueError, match="must be all `text`, all `latents` or all `num_blocks`, got several"):
+                chat(other, {"latents": latents})
+        with pytest.raises(ValueError, match="`num_latents` of a context part must be 4, the model's, got 5"):
+            chat({"num_blocks": 1, "num_latents": 5})
         with pytest.raises(ValueError, match=r"must have shape \(num_blocks, 4, text_hidden_size\), got \(4, 8\)"):
             chat({"latents": latents[0]})
 

@@ -256,9 +256,21 @@ class CompressedContext:
         weight = model.model.projector.weight
         return model.model.projector(self.dense_latents().to(weight.device, weight.dtype))
 
-    def content_parts(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """Parts of a chat message that stand for the text, for `C3Processor.apply_chat_template`."""
-        return [{"type": "context", "latents": self.context_latents(model)[0]}] if len(self) else []
+    def content_parts(self, model: PreTrainedModel | None = None) -> list[dict[str, Any]]:
+        """Parts of a chat message that stand for the text.
+
+        Args:
+            model: With it the parts hold the latents, so that several contexts can stand in one chat. Without, they
+                only keep the place of this context, which goes to `generate` or a pipeline as `context_latents`.
+
+        Raises:
+            ValueError: As [`context_latents`].
+        """
+        if not len(self):
+            return []
+        if model is None:
+            return [{"type": "context", "num_blocks": len(self), "num_latents": self.header.num_latents}]
+        return [{"type": "context", "latents": self.context_latents(model)[0]}]
 
     def segment_margins(self, index: int) -> torch.Tensor:
         """Margins of one segment, `(num_tokens + 1,)`.

@@ -6,9 +6,45 @@ repository on the Hub.
 """
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Protocol, runtime_checkable
 
 import torch
+
+
+@runtime_checkable
+class LatentSource(Protocol):
+    """What may stand for latents without being a tensor: it gives them for a model, as `CompressedContext` does."""
+
+    def context_latents(self, model) -> torch.Tensor:
+        """Latents of shape `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`."""
+        ...
+
+
+def resolve_latents(context_latents, model):
+    """
+    The tensor behind the argument `context_latents`.
+
+    Args:
+        context_latents (`torch.FloatTensor` or [`LatentSource`], *optional*).
+        model (`C3ForConditionalGeneration`): whom a source is asked for.
+
+    Returns:
+        The tensor; `None` if there is nothing, or a source that holds no context.
+
+    Raises:
+        TypeError: if it is neither a tensor nor a source.
+    """
+    if context_latents is None or isinstance(context_latents, torch.Tensor):
+        return context_latents
+    # A class has the method too, but nothing to give.
+    if isinstance(context_latents, type) or not isinstance(context_latents, LatentSource):
+        raise TypeError(
+            "`context_latents` must be a tensor (batch_size, num_contexts, num_latents, text_hidden_size), or give "
+            "one by its method `context_latents(model)` as a CompressedContext does, got "
+            f"{type(context_latents).__name__}. Open a stored file with `CompressedContext.load`."
+        )
+    latents = context_latents.context_latents(model)
+    return latents if latents.shape[1] else None
 
 
 def check_context_shapes(context_input_ids, context_attention_mask):
@@ -59,6 +95,7 @@ def check_context_arguments(config, batch_size, context_input_ids, context_atten
             `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`, *optional*).
 
     Raises:
+        TypeError: if the latents are no tensor.
         ValueError: if the batch is empty, both contexts and latents are given, a mask comes without ids, batch sizes
             differ (a batch of one context serves every prompt), or the latents have the wrong shape.
     """
@@ -75,6 +112,11 @@ def check_context_arguments(config, batch_size, context_input_ids, context_atten
         context_input_ids, _ = check_context_shapes(context_input_ids, context_attention_mask)
         _check_batch("context_input_ids", context_input_ids.shape[0], batch_size)
     if context_latents is not None:
+        if not isinstance(context_latents, torch.Tensor):
+            raise TypeError(
+                f"`context_latents` of the model without its head must be a tensor, got "
+                f"{type(context_latents).__name__}. Call its method `context_latents(model)` with the whole model."
+            )
         expected = (config.num_latents, config.text_config.hidden_size)
         shape = tuple(context_latents.shape)
         if len(shape) != 4 or shape[2:] != expected or shape[1] == 0:

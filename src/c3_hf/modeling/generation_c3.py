@@ -16,6 +16,7 @@ from .contexts_c3 import (
     check_placeholders,
     find_inline_contexts,
     required_latents,
+    resolve_latents,
     split_inline_contexts,
 )
 
@@ -38,20 +39,23 @@ class C3GenerationMixin(GenerationMixin):
                 `input_ids`.
             generation_config (`GenerationConfig`, *optional*): as in `transformers`.
             args, kwargs: everything `transformers.GenerationMixin.generate` takes, and the context arguments of
-                [`C3ForConditionalGeneration.forward`]. Contexts may instead stand in line in the prompts, between the
-                tokens `config.inline_context_start_token_id` and `config.inline_context_end_token_id`; they are cut
-                out and compressed. Logits processors then see the short prompt, so that for example
-                `no_repeat_ngram_size` does not forbid the copy.
+                [`C3ForConditionalGeneration.forward`], as `context_latents` a `CompressedContext` too. Contexts may
+                instead stand in line in the prompts, between the tokens `config.inline_context_start_token_id` and
+                `config.inline_context_end_token_id`; they are cut out and compressed. Logits processors then see the
+                short prompt, so that for example `no_repeat_ngram_size` does not forbid the copy.
 
         Returns:
             As `transformers`: the prompts as they were given, followed by the new tokens. `max_length` counts
             those prompts too.
 
         Raises:
+            TypeError: if `context_latents` is neither a tensor nor gives one.
             ValueError: if contexts are given both in line and as tensors, a row has fewer placeholders than its
                 contexts need, shapes or batch sizes do not fit, or an option is asked for under which the contexts
                 would be lost (`prefill_chunk_size`, `cache_implementation="paged"`).
         """
+        if "context_latents" in kwargs:
+            kwargs["context_latents"] = resolve_latents(kwargs["context_latents"], self)
         name = "inputs" if inputs is not None else "input_ids"
         prompt_ids = inputs if inputs is not None else kwargs.get("input_ids")
         attention_mask = kwargs.get("attention_mask")

@@ -28,6 +28,7 @@ from .contexts_c3 import (
     check_placeholders,
     find_inline_contexts,
     required_latents,
+    resolve_latents,
 )
 from .generation_c3 import C3GenerationMixin
 
@@ -239,12 +240,7 @@ class C3Model(C3PreTrainedModel):
         context_latents: Optional[torch.FloatTensor] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Union[tuple, C3ModelOutputWithPast]:
-        """
-        Args: see [`C3ForConditionalGeneration.forward`].
-
-        Raises:
-            ValueError: see [`C3ForConditionalGeneration.forward`].
-        """
+        """As [`C3ForConditionalGeneration.forward`], where everything is described; `context_latents` is a tensor."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
                 "exactly one of `input_ids` and `inputs_embeds` must be given, got "
@@ -386,7 +382,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
                 fewer contexts than others has slots of zeros at its end.
             context_latents (`torch.FloatTensor` of shape
                 `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`, *optional*): instead of
-                `context_input_ids`, what [`get_context_features`] returned.
+                `context_input_ids`, what [`get_context_features`] returned; or a `CompressedContext`, which gives it.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): -100 is ignored. The loss
                 is the mean cross-entropy over all other tokens of the batch, in float32.
             logits_to_keep (`int` or `torch.LongTensor` of shape `(kept_length,)`, defaults to 0): compute logits for
@@ -396,6 +392,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             [`C3CausalLMOutputWithPast`] with `logits` of shape `(batch_size, kept_length, vocab_size)`, or a tuple.
 
         Raises:
+            TypeError: if `context_latents` is neither a tensor nor gives one.
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given, a row has fewer placeholders
                 than its contexts need, contexts and latents are both given, shapes or batch sizes do not fit, the
                 batch is empty, or `labels` come with contexts in line, which only `generate()` splits.
@@ -409,7 +406,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             inputs_embeds=inputs_embeds,
             context_input_ids=context_input_ids,
             context_attention_mask=context_attention_mask,
-            context_latents=context_latents,
+            context_latents=resolve_latents(context_latents, self),
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

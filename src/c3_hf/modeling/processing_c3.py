@@ -228,9 +228,10 @@ class C3Processor(ProcessorMixin):
 
         Args:
             conversation (`list[dict]` or `list[list[dict]]`): one chat or several. A message's `content` is a string
-                or a list of parts: `{"type": "text", "text": str}`, `{"type": "context", "text": str}`, or
+                or a list of parts: `{"type": "text", "text": str}`, `{"type": "context", "text": str}`,
                 `{"type": "context", "latents": tensor}` with latents `(num_blocks, num_latents, text_hidden_size)`
-                that are computed already, one block a segment.
+                that are computed already, one block a segment, or `{"type": "context", "num_blocks": int,
+                "num_latents": int}`, which only keeps their place: the latents go to `generate` by themselves.
             documents (`list[dict]`, *optional*): each with `text` and perhaps `title`; compressed one by one, in front
                 of the first user message of every chat.
             add_generation_prompt (`bool`, defaults to `True`): open the assistant's turn at the end.
@@ -246,8 +247,8 @@ class C3Processor(ProcessorMixin):
             zeros.
 
         Raises:
-            ValueError: if a context part has neither or both of `text` and `latents`, latents have the wrong shape,
-                or one call mixes texts and latents.
+            ValueError: if a context part has not exactly one of `text`, `latents` and `num_blocks`, latents have the
+                wrong shape or number, or one call mixes the three kinds.
         """
         single = bool(conversation) and isinstance(conversation[0], dict)
         chats = [conversation] if single else list(conversation)
@@ -268,16 +269,18 @@ class C3Processor(ProcessorMixin):
             )
         if not tokenize:
             return texts[0] if single else texts
-        flat = [context for row in rows for context in row]
-        if all(isinstance(context, str) for context in flat):
-            inputs = self(texts, contexts=rows, padding=padding, return_tensors=return_tensors)
-        elif not any(isinstance(context, str) for context in flat):
-            inputs = BatchFeature(self._tokenize_prompts(texts, padding=padding, return_tensors=return_tensors))
-            inputs["context_latents"] = _pad_latents(rows)
-        else:
+        kinds = {_kind(context) for row in rows for context in row}
+        if len(kinds) > 1:
             raise ValueError(
-                "the context parts of one call must be all `text` or all `latents`, got both. Compress the texts."
+                "the context parts of one call must be all `text`, all `latents` or all `num_blocks`, got several "
+                "kinds. Compress the texts."
             )
+        if kinds <= {"text"}:
+            inputs = self(texts, contexts=rows, padding=padding, return_tensors=return_tensors)
+        else:
+            inputs = BatchFeature(self._tokenize_prompts(texts, padding=padding, return_tensors=return_tensors))
+            if kinds == {"latents"}:
+                inputs["context_latents"] = _pad_latents(rows)
         return inputs if return_dict else inputs["input_ids"]
 
     def _take_contexts(self, chat, documents):
@@ -301,14 +304,23 @@ class C3Processor(ProcessorMixin):
         return messages, contexts
 
     def _take_context(self, part):
-        text, latents = part.get("text"), part.get("latents")
-        if (text is None) == (latents is None):
+        """The part for the template, and for each of its contexts the text, the latents, or None for a mere place."""
+        given = [name for name in ("text", "latents", "num_blocks") if part.get(name) is not None]
+        if len(given) != 1:
             raise ValueError(
-                "a context part must have either `text` or `latents`, got "
-                + ("neither." if text is None else "both. Latents stand for a text that is compressed already.")
+                "a context part must have exactly one of `text`, `latents` and `num_blocks`, got "
+                f"{' and '.join(given) or 'none'}. Latents stand for a text that is compressed already."
             )
-        if text is not None:
-            return {"type": "context", "text": text}, [text]
+        if given == ["text"]:
+            return {"type": "context", "text": part["text"]}, [part["text"]]
+        if given == ["num_blocks"]:
+            if part.get("num_latents", self.num_latents) != self.num_latents:
+                raise ValueError(
+                    f"`num_latents` of a context part must be {self.num_latents}, the model's, got "
+                    f"{part['num_latents']}. Its latents belong to another model."
+                )
+            return {"type": "context", "num_blocks": part["num_blocks"]}, [None] * part["num_blocks"]
+        latents = part["latents"]
         if latents.dim() != 3 or latents.shape[1] != self.num_latents:
             raise ValueError(
                 f"`latents` of a context part must have shape (num_blocks, {self.num_latents}, text_hidden_size), got "
@@ -382,6 +394,12 @@ def _as_rows(contexts, text) -> Optional[list]:
         f"`contexts` must be a string, a list of strings or a list of lists of strings, got {type(contexts).__name__}"
         " with other things in it."
     )
+
+
+def _kind(context):
+    if isinstance(context, str):
+        return "text"
+    return "num_blocks" if context is None else "latents"
 
 
 def _pad_latents(rows):

@@ -25,8 +25,9 @@ ESCAPE = "\ufdd0"
 DEFAULT_SYSTEM_PROMPT = "You should follow the instructions carefully and explain your answers in detail."
 RESTORE_PROMPT = "Repeat the text: "
 
-# With `context_block` (the processor gives it) a context becomes a block of placeholders; without it, as in the stock
-# text-generation pipeline, the text itself stands in line between two markers and generate() cuts it out.
+# With `context_block` (the processor gives it) a context becomes a block of placeholders. Without it, as in the stock
+# text-generation pipeline, a part that says how many blocks of how many latents it takes becomes those; any other's
+# text stands in line between two markers and generate() cuts it out.
 _CHAT_TEMPLATE = """
 
 {%- macro plain(text) -%}
@@ -36,6 +37,8 @@ _CHAT_TEMPLATE = """
 {%- endmacro -%}
 {%- macro context(part) -%}
 {%- if context_block is defined -%}{{- context_block * (part.num_blocks | default(1)) -}}
+{%- elif part.num_blocks is defined -%}
+{{- ('BLOCK_START' ~ 'BLOCK_PAD' * part.num_latents ~ 'BLOCK_END') * part.num_blocks -}}
 {%- else -%}{{- 'INLINE_START' -}}{{- plain(part.text) -}}{{- 'INLINE_END' -}}{%- endif -%}
 {{- '\\n' -}}
 {%- endmacro -%}
@@ -76,6 +79,9 @@ def build_chat_template(escaped: list[str]) -> str:
         "TURN": TURN_TOKEN,
         "STOP": STOP_TOKEN,
         "SYSTEM_PROMPT": DEFAULT_SYSTEM_PROMPT,
+        "BLOCK_START": CONTEXT_START_TOKEN,
+        "BLOCK_PAD": CONTEXT_TOKEN,
+        "BLOCK_END": CONTEXT_END_TOKEN,
         "INLINE_START": INLINE_CONTEXT_START_TOKEN,
         "INLINE_END": INLINE_CONTEXT_END_TOKEN,
         "ESCAPED": json.dumps(escaped),

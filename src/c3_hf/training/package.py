@@ -18,6 +18,7 @@ import torch
 
 from ..modeling.modeling_c3 import C3ForConditionalGeneration
 from ..modeling.processing_c3 import C3Processor
+from ..modeling.prompt_c3 import install_escapes
 
 
 # What a package folder holds, apart from its README.
@@ -41,6 +42,9 @@ def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
     """
     model = C3ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
     processor = C3Processor.from_pretrained(checkpoint)
+    # A training may have begun under an older chat template than the package's present one.
+    install_escapes(processor.tokenizer)
+    processor.chat_template = processor.tokenizer.chat_template
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
