@@ -1,17 +1,28 @@
 """C3, Context Cascade Compression: long text in a few latents, as an ordinary transformers model."""
 
+__version__ = "0.1.0"
+
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
+from c3_hf.latents import CompressedContext, compress, restore, verify
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
 from c3_hf.modeling.processing_c3 import C3Processor
 
 
-__version__ = "0.1.0"
-
-__all__ = ["C3Config", "C3ForConditionalGeneration", "C3Model", "C3Processor", "tiny_model_path"]
+__all__ = [
+    "C3Config",
+    "C3ForConditionalGeneration",
+    "C3Model",
+    "C3Processor",
+    "CompressedContext",
+    "compress",
+    "restore",
+    "tiny_model_path",
+    "verify",
+]
 
 
 def tiny_model_path() -> str:

@@ -37,15 +37,33 @@ def test_the_page_lists_every_tensor_in_file_order_and_every_header_entry(page, 
     assert entries == set(vars(compressed("x").header))
 
 
+@pytest.fixture
+def tiny_folder(tmp_path, monkeypatch, model, processor):
+    """A working folder in which the bundled model is the tiny random one."""
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(c3_hf, "tiny_model_path", lambda: str(tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_snippets_on_the_page_of_contexts_run(repository, tiny_folder, capsys):
+    page = (repository / "docs" / "contexts.md").read_text(encoding="utf-8")
+    scope = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL):
+        exec(snippet, scope)
+    model, processor, context = scope["model"], scope["processor"], scope["context"]
+    assert capsys.readouterr().out == c3_hf.restore(context, model, processor).text + "\n"
+    length = processor.apply_chat_template(scope["messages"])["input_ids"].shape[1]
+    answer = processor.tokenizer.decode(scope["output"][0, length:], skip_special_tokens=True)
+    assert scope["answer"] == {"role": "assistant", "content": answer}
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("compress_and_ask", []), ("exact", []), ("fidelity", ["text.txt", "page.html"])]
 )
-def test_examples_run(repository, tmp_path, monkeypatch, model, processor, capsys, name, words):
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("Nothing of this comes back from a random model.\n", encoding="utf-8")
-    monkeypatch.setattr(c3_hf, "tiny_model_path", lambda: str(tmp_path / "model"))
-    monkeypatch.chdir(tmp_path)
+def test_examples_run(repository, tiny_folder, monkeypatch, capsys, name, words):
+    (tiny_folder / "text.txt").write_text("Nothing of this comes back from a random model.\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [name, *words])
     runpy.run_path(str(repository / "examples" / f"{name}.py"), run_name="__main__")
     output = capsys.readouterr().out
@@ -53,4 +71,4 @@ def test_examples_run(repository, tmp_path, monkeypatch, model, processor, capsy
     if name == "exact":
         assert "identical: True" in output
     if name == "fidelity":
-        assert (tmp_path / "page.html").stat().st_size > 500
+        assert (tiny_folder / "page.html").stat().st_size > 500
