@@ -79,6 +79,27 @@ def make_config(num_latents: int = NUM_LATENTS, **changes) -> C3Config:
     )
 
 
+# What two vocabularies change in the configuration: no contexts in line, a marker of the encoder's own.
+ENCODER_MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("e", "r"), ("Ġ", "a"), ("i", "n"), ("o", "n")]
+ENCODER_VOCAB_SIZE = 256 + len(ENCODER_MERGES) + 1
+TWO_VOCABULARIES = {
+    "inline_context_start_token_id": None,
+    "inline_context_end_token_id": None,
+    "encoder_context_start_token_id": ENCODER_VOCAB_SIZE - 1,
+}
+
+
+def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """Another vocabulary: the bytes in reverse order, and longer tokens, so that a text has fewer of them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)
+    words = [*alphabet, *("".join(pair) for pair in ENCODER_MERGES)]
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=ENCODER_MERGES))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<img>", normalized=False, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
+
+
 def make_model(seed: int = 0, **changes) -> C3ForConditionalGeneration:
     """A model whose greedy continuations vary: weights larger than at the start of a training."""
     torch.manual_seed(seed)
@@ -92,5 +113,12 @@ def make_model(seed: int = 0, **changes) -> C3ForConditionalGeneration:
     return model
 
 
-def make_processor(num_latents: int = NUM_LATENTS) -> C3Processor:
-    return C3Processor(make_tokenizer(), num_latents=num_latents)
+def make_processor(num_latents: int = NUM_LATENTS, **options) -> C3Processor:
+    return C3Processor(make_tokenizer(), num_latents=num_latents, **options)
+
+
+def make_two_vocabularies() -> tuple[C3ForConditionalGeneration, C3Processor]:
+    """A model whose encoder has a vocabulary of its own, and its processor."""
+    encoder = sub_config(hidden_size=24, head_dim=6, vocab_size=ENCODER_VOCAB_SIZE)
+    model = make_model(encoder_config=encoder, **TWO_VOCABULARIES)
+    return model, make_processor(encoder_tokenizer=make_encoder_tokenizer())

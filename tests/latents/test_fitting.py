@@ -16,6 +16,10 @@ from factories import make_tokenizer
 TOKENIZER = make_tokenizer()
 
 
+def cut(source, limit):
+    return iter_segments(source, TOKENIZER, limit)
+
+
 def measure_with_reach(reach, passes):
     """A model that gets every token right up to `reach` tokens (fewer where digits are), and none behind."""
 
@@ -37,7 +41,7 @@ def test_every_segment_reaches_the_target_with_bounded_passes(reach):
     text = "word and word again " * 60 + "\n" + "0123456789" * 20 + "\n" + "more words here " * 40
     passes = []
     start = list(iter_segments(text, TOKENIZER, 400))
-    fitted = fit_segments(start, measure_with_reach(reach, passes), TOKENIZER, target=1.0, shortest=16)
+    fitted = fit_segments(start, measure_with_reach(reach, passes), cut, target=1.0, shortest=16)
     assert "".join(item.segment.text for item in fitted) == text
     assert all(item.token_accuracy == 1.0 for item in fitted)
     assert len(passes) <= 2 + math.log(400 / 16) / math.log(1 / 0.8)
@@ -61,7 +65,7 @@ def test_what_cannot_reach_the_target_is_as_short_as_may_be():
     passes = []
     text = "some words that never come back " * 30
     fitted = fit_segments(
-        list(iter_segments(text, TOKENIZER, 200)), measure_with_reach(0, passes), TOKENIZER, target=0.9, shortest=20
+        list(iter_segments(text, TOKENIZER, 200)), measure_with_reach(0, passes), cut, target=0.9, shortest=20
     )
     assert "".join(item.segment.text for item in fitted) == text
     assert all(len(item.segment.token_ids) <= 20 and item.token_accuracy < 0.9 for item in fitted)

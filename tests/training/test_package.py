@@ -20,7 +20,7 @@ def test_a_checkpoint_becomes_a_package_folder(tmp_path):
     package_checkpoint(tmp_path / "checkpoint", tmp_path / "packed")
     assert {path.name for path in (tmp_path / "packed").iterdir()} == set(PACKAGE_FILES)
     assert "auto_map" not in json.loads((tmp_path / "packed" / "config.json").read_text(encoding="utf-8"))
-    model = C3ForConditionalGeneration.from_pretrained(tmp_path / "packed")
+    model = C3ForConditionalGeneration.from_pretrained(tmp_path / "packed", dtype="auto")
     assert model.dtype == torch.bfloat16
     packed = C3Processor.from_pretrained(tmp_path / "packed")
     assert packed.chat_template == packed.tokenizer.chat_template == wanted

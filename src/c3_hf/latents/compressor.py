@@ -21,7 +21,7 @@ from .fitting import MeasuredSegment, fit_segments
 from .quantization import LATENT_DTYPES, dequantize, quantize
 from .residual import Residual
 from .restoring import Restorer, batches_by_length, context_batch, context_room
-from .segmentation import MIN_SEGMENT_LENGTH, Segment, TextReader, encode_plain, iter_segments
+from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, encode_plain, iter_segments
 from .storage import segment_checksums
 from .verification import measure_margins
 
@@ -85,7 +85,7 @@ class Compressor:
     Attributes:
         header: What the result says of itself, but for the text's digest and name.
         counts: What byte-exact mode had to do so far.
-        tokens_encoded: Tokens that went through the encoder so far.
+        tokens_encoded: Tokens, in the decoder's vocabulary, of what went through the encoder so far.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, options: CompressOptions):
@@ -116,11 +116,29 @@ class Compressor:
         Raises:
             ValueError: At bytes that are not UTF-8, unless the mode is byte-exact.
         """
-        segments = iter_segments(reader, self.processor.tokenizer, self.header.segment_length)
+        segments = self.cut(reader, self.header.segment_length)
         while group := list(islice(segments, _GROUP_BATCHES * self.options.batch_size)):
             if not self.options.exact:
                 _refuse_undecoded(group, self.bytes)
             yield group
+
+    def cut(self, source: Source | TextReader, length: int) -> Iterator[Segment]:
+        """Segments of at most `length` tokens as the encoder reads them, with the ids that the decoder writes.
+
+        Raises:
+            ValueError: If a segment takes more tokens in the decoder's vocabulary than it has positions for.
+        """
+        reads, writes = self.processor.encoder_tokenizer, self.processor.tokenizer
+        for segment in iter_segments(source, reads, length):
+            if writes is not reads:
+                segment = dataclasses.replace(segment, token_ids=tuple(encode_plain(writes, segment.text)[0]))
+                if len(segment.token_ids) >= self.restorer.room:
+                    raise ValueError(
+                        f"`segment_length` {length} gives a segment of {len(segment.token_ids)} tokens in the "
+                        f"decoder's vocabulary; it has positions for fewer than {self.restorer.room}. Give a smaller "
+                        "one."
+                    )
+            yield segment
 
     @torch.no_grad()
     def compress_group(self, group: Sequence[Segment]) -> dict[str, torch.Tensor]:
@@ -132,7 +150,7 @@ class Compressor:
             measured = fit_segments(
                 group,
                 self.measure,
-                self.processor.tokenizer,
+                self.cut,
                 target=options.target_fidelity,
                 shortest=options.min_segment_length,
             )
@@ -148,7 +166,7 @@ class Compressor:
         measured: dict[int, MeasuredSegment] = {}
         for rows in batches_by_length([len(segment.token_ids) for segment in segments], self.options.batch_size):
             batch = [segments[row] for row in rows]
-            ids, mask = context_batch([self._encoder_ids(segment) for segment in batch], self.model.device)
+            ids, mask = context_batch([segment.encoder_ids for segment in batch], self.model.device)
             latents = self.model.get_encoder_latents(ids, mask)[:, 0]
             if not latents.isfinite().all():
                 raise ValueError(
@@ -178,11 +196,6 @@ class Compressor:
             logger.info(f"byte-exact mode: {self.counts}")
         passes = self.tokens_encoded / self.tokens if self.tokens else None
         return dataclasses.replace(self.header, text_sha256=text_sha256, source=source, passes=passes)
-
-    def _encoder_ids(self, segment: Segment) -> Sequence[int]:
-        if self.processor.encoder_tokenizer is self.processor.tokenizer:
-            return segment.token_ids
-        return encode_plain(self.processor.encoder_tokenizer, segment.text)[0]
 
     def _features(self, latents: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
         projector = self.model.model.projector

@@ -27,7 +27,7 @@ class ContextHeader:
         tokenizer: Fingerprint of the tokenizer and restoring prompt, see [`fingerprint_processor`].
         num_latents: Latents of a segment.
         hidden_size: Width of a latent; the latents are the encoder's, from before the projector.
-        segment_length: Most tokens a segment was allowed.
+        segment_length: Most tokens a segment was allowed, in the encoder's vocabulary.
         target_fidelity: Token accuracy each segment was to reach, 0 to 1; `None` if none was asked for.
         exact_margin: Logit margin below which a right token is corrected too; `None` without byte-exact mode.
         text_sha256: SHA-256 of the whole source; `None` after slicing, concatenating or appending.
@@ -62,7 +62,7 @@ class CompressedContext:
         char_offsets: `(S + 1,)` int64, where the segments start in the text, in characters; the last is the end.
             A slice keeps the offsets of the text it was cut from.
         byte_offsets: `(S + 1,)` int64, the same in bytes of the source.
-        token_offsets: `(S + 1,)` int64, the same in tokens, each segment tokenised by itself.
+        token_offsets: `(S + 1,)` int64, the same in tokens of the decoder, each segment tokenised by itself.
         digests: `(S, 32)` uint8, SHA-256 of each segment's bytes.
         checksums: `(S,)` int64, CRC-32 of each segment's rows here; computed when not given.
         latent_scales: `(S, num_latents)` float32 with int8 latents: value = int8 * scale.

@@ -4,16 +4,18 @@ A fingerprint is a SHA-256. The model's covers the name, shape and values of eve
 bfloat16, so that a checkpoint has one fingerprint whether it is loaded in float32 or bfloat16, on any device: all
 values of parameters of up to 65,536, otherwise 4,096 evenly spread ones. Training or exchanging either half changes
 it. It does not cover buffers, the configuration, or a change confined to values between the ones looked at.
-The processor's covers the vocabulary with its ids, the ids of a probe text, and the ids of the restoring prompt.
+The processor's covers the vocabulary with its ids, the ids of a probe text, and the ids of the restoring prompt; where
+the encoder has a vocabulary of its own, that and its ids of the probe text too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .segmentation import encode_plain
 
@@ -47,11 +49,15 @@ def fingerprint_model(model: PreTrainedModel) -> str:
 
 def fingerprint_processor(processor: ProcessorMixin) -> str:
     """SHA-256 of what the processor's tokenizer and restoring prompt do, in hexadecimal."""
-    tokenizer = processor.tokenizer
+    parts = [*_describe(processor.tokenizer), restoring_prompt_ids(processor)]
+    if processor.encoder_tokenizer is not processor.tokenizer:
+        parts += _describe(processor.encoder_tokenizer)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _describe(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    prompt = restoring_prompt_ids(processor)
-    probe, _ = encode_plain(tokenizer, _PROBE)
-    return hashlib.sha256(json.dumps([vocabulary, probe, prompt]).encode()).hexdigest()
+    return [vocabulary, encode_plain(tokenizer, _PROBE)[0]]
 
 
 def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from .fidelity import SegmentFidelity
-from .segmentation import Segment, iter_segments
+from .segmentation import Segment, Source
 
 
 # By how much the next length to try is shorter, at least and at most.
@@ -39,21 +38,23 @@ class MeasuredSegment:
         return 1.0 if self.margins is None else SegmentFidelity.from_margins(self.margins).token_accuracy
 
     def reach(self, target: float) -> int:
-        """Tokens at the start that reach the target when taken by themselves: errors gather at the end."""
+        """Encoder tokens at the start that reach the target when taken by themselves: errors gather at the end."""
+        length = len(self.segment.encoder_ids)
         if self.margins is None:
-            return len(self.segment.token_ids)
+            return length
         right = (self.margins[:-1] > 0).double().cumsum(0)
         good = (right >= target * torch.arange(1, len(right) + 1)).nonzero().flatten()
-        return int(good[-1]) + 1 if len(good) else 0
+        return (int(good[-1]) + 1) * length // len(right) if len(good) else 0
 
 
 Measure = Callable[[Sequence[Segment]], list[MeasuredSegment]]
+Cut = Callable[[Source, int], Iterator[Segment]]
 
 
 def fit_segments(
     segments: Sequence[Segment],
     measure: Measure,
-    tokenizer: PreTrainedTokenizerBase,
+    cut: Cut,
     *,
     target: float,
     shortest: int,
@@ -67,9 +68,9 @@ def fit_segments(
     Args:
         segments: Consecutive segments, as long as they may be.
         measure: Compresses segments and measures their fidelity.
-        tokenizer: To cut with.
+        cut: Cuts a text into segments of at most so many encoder tokens.
         target: Token accuracy to reach, 0 to 1.
-        shortest: Tokens below which no segment is cut.
+        shortest: Encoder tokens below which no segment is cut.
 
     Returns:
         Segments of the same text in order; none that misses the target has more than `shortest` tokens.
@@ -79,23 +80,23 @@ def fit_segments(
         missing = set()
         for index, measured in zip(pending, measure([item for item in items if isinstance(item, Segment)])):
             items[index] = measured
-            if measured.token_accuracy < target and len(measured.segment.token_ids) > shortest:
+            if measured.token_accuracy < target and len(measured.segment.encoder_ids) > shortest:
                 missing.add(index)
-        items = list(_recut(items, missing, tokenizer, target, shortest))
+        items = list(_recut(items, missing, cut, target, shortest))
     return [item for item in items if isinstance(item, MeasuredSegment)]
 
 
 def _recut(
-    items: list, missing: set[int], tokenizer: PreTrainedTokenizerBase, target: float, shortest: int
+    items: list, missing: set[int], cut: Cut, target: float, shortest: int
 ) -> Iterator[MeasuredSegment | Segment]:
     for is_missing, group in groupby(range(len(items)), key=missing.__contains__):
         run = [items[index] for index in group]
         if not is_missing:
             yield from run
             continue
-        lengths = [len(item.segment.token_ids) for item in run]
+        lengths = [len(item.segment.encoder_ids) for item in run]
         reach = min(item.reach(target) for item in run)
         limit = min(max(reach, int(max(lengths) * _LARGEST_STEP)), int(max(lengths) * _SMALLEST_STEP))
         limit = max(shortest, limit)
         text = "".join(item.segment.text for item in run)
-        yield from iter_segments([text.encode("utf-8", "surrogateescape")], tokenizer, limit)
+        yield from cut([text.encode("utf-8", "surrogateescape")], limit)

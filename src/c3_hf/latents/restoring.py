@@ -203,18 +203,21 @@ def restore_texts(
             f"`texts` has one of {longest} tokens, the encoder has positions for {context_room(model)}. Cut it into "
             "segments, as `compress` does."
         )
+    lengths = [len(sequence) for sequence in sequences]
+    if processor.encoder_tokenizer is not processor.tokenizer:
+        lengths = [len(encode_plain(processor.tokenizer, text)[0]) for text in texts]
     wanted = [index for index, sequence in enumerate(sequences) if sequence]
     restored = [""] * len(texts)
     restorer = Restorer(model, processor)
-    groups = batches_by_length([len(sequences[index]) for index in wanted], batch_size)
+    groups = batches_by_length([lengths[index] for index in wanted], batch_size)
     for group in tqdm(groups, unit="batch", disable=None if progress else True):
         rows = [wanted[position] for position in group]
         ids, mask = context_batch([sequences[row] for row in rows], model.device)
         latents = model.get_context_features(ids, mask)
-        budget = max_new_tokens or generation_budget(ids.shape[-1])
+        budget = max_new_tokens or generation_budget(max(lengths[row] for row in rows))
         for row, new_ids in zip(rows, restorer.generate(latents, budget)):
             # Each row stops at its own budget, so that what comes back does not depend on its neighbours.
-            own = max_new_tokens or generation_budget(len(sequences[row]))
+            own = max_new_tokens or generation_budget(lengths[row])
             restored[row] = decode_tokens(processor, new_ids[:own])
     return restored
 

@@ -43,11 +43,15 @@ class Segment:
 
     Attributes:
         text: The characters. A byte that is not UTF-8 is one lone surrogate, U+DC80 + (byte - 0x80).
-        token_ids: Ids of `text` tokenised by itself; such a byte is read as U+FFFD.
+        token_ids: Ids of `text` tokenised by itself, in the vocabulary that it is restored in; such a byte is read as
+            U+FFFD.
+        encoder_ids: The same in the vocabulary that the encoder reads and segments are measured in. Most models have
+            one vocabulary for both.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    encoder_ids: tuple[int, ...] = ()
 
     @property
     def data(self) -> bytes:
@@ -158,7 +162,7 @@ def iter_segments(
 
     Args:
         source: See [`iter_text`], or a reader that is already under way.
-        tokenizer: A fast tokenizer (its character offsets are needed).
+        tokenizer: The encoder's, a fast one (its character offsets are needed). The ids are its ids.
         segment_length: Most tokens of a segment, at least 16.
 
     Raises:
@@ -176,7 +180,7 @@ def iter_segments(
     reader = source if isinstance(source, TextReader) else TextReader(source)
     while window := _token_window(reader, tokenizer, segment_length):
         text, token_ids = _first_segment(*window, tokenizer, segment_length)
-        yield Segment(reader.take(len(text)), tuple(token_ids))
+        yield Segment(reader.take(len(text)), tuple(token_ids), tuple(token_ids))
 
 
 def _token_window(
