@@ -42,3 +42,12 @@ def test_the_attention_asked_for(write_recipe, recipe):
     model, _ = prepare_model(parse_recipe(write_recipe({**recipe, "attn_implementation": "eager"}))[0])
     assert model.model.encoder.config._attn_implementation == "eager"
     assert model.model.language_model.config._attn_implementation == "eager"
+
+
+def test_frozen_modules_keep_their_weights_and_the_others_train(write_recipe, recipe):
+    frozen = ["model.encoder.embed_tokens", "model.language_model.layers.1.mlp"]
+    model, _ = prepare_model(parse_recipe(write_recipe({**recipe, "freeze_modules": frozen}))[0])
+    stopped = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert stopped == {name for name, _ in model.named_parameters() if name.startswith(tuple(frozen))}
+    with pytest.raises(ValueError, match=r"`freeze_modules` names \['encoder.wte'\], which the model does not have"):
+        prepare_model(parse_recipe(write_recipe({**recipe, "freeze_modules": ["encoder.wte"]}))[0])

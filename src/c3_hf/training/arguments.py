@@ -46,6 +46,10 @@ class ModelArguments:
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; None leaves it to transformers."}
     )
     freeze: list[str] = field(default_factory=list, metadata={"help": f"Parts that do not train: {list(PARTS)}."})
+    freeze_modules: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Modules that do not train, by their names, such as model.encoder.wte."},
+    )
     lora: list[str] = field(default_factory=list, metadata={"help": "Halves trained by LoRA: encoder, decoder."})
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA update, over the rank."})

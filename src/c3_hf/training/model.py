@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -48,7 +49,7 @@ def prepare_model(arguments: ModelArguments) -> tuple[nn.Module, C3Processor]:
         processor = C3Processor.from_pretrained(arguments.model_name_or_path)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
-    freeze_parts(model, arguments.freeze)
+    freeze_parts(model, arguments.freeze, arguments.freeze_modules)
     if arguments.lora:
         model = add_lora(model, arguments)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -125,12 +126,25 @@ def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:
         model.model.projector.weight.fill_diagonal_(scale)
 
 
-def freeze_parts(model: C3ForConditionalGeneration, parts: list[str]) -> None:
-    """Switch off the gradients of the named parts, see `PARTS`."""
+def freeze_parts(model: C3ForConditionalGeneration, parts: Sequence[str], modules: Sequence[str] = ()) -> None:
+    """Switch off the gradients of the named parts, see `PARTS`, and modules.
+
+    Raises:
+        ValueError: if the model has no module of a name.
+    """
     for part in parts:
         for name, parameter in model.named_parameters():
             if name.startswith(PARTS[part]):
                 parameter.requires_grad_(False)
+    known = dict(model.named_modules())
+    unknown = sorted(set(modules) - set(known))
+    if unknown:
+        raise ValueError(
+            f"`freeze_modules` names {unknown}, which the model does not have. Its modules are called like "
+            f"{[name for name in known if name.count('.') == 1][:4]}; `model.named_modules()` has them all."
+        )
+    for name in modules:
+        known[name].requires_grad_(False)
 
 
 def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn.Module:
