@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from c3_hf.conversion.convert_c3_to_hf import convert
-from c3_hf.conversion.qwen_tiktoken import SPECIAL_TOKENS
+from c3_hf.modeling.prompt_c3 import SPECIAL_TOKENS
 
 
 GOLDEN_SETS = ("tiny_a", "vocab_b")

@@ -14,8 +14,7 @@ import tiktoken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from c3_hf.conversion import qwen_tiktoken
-from c3_hf.conversion.qwen_tiktoken import SPECIAL_TOKENS, SPLIT_PATTERN
-from c3_hf.modeling.prompt_c3 import ESCAPE
+from c3_hf.modeling.prompt_c3 import ESCAPE, SPECIAL_TOKENS, SPLIT_PATTERN
 
 
 FUZZ_COUNT = 3_000

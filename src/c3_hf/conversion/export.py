@@ -14,10 +14,10 @@ from c3_hf.conversion.causal_lm import find_body
 from c3_hf.conversion.checkpoint import StoredTensor, list_tensors
 from c3_hf.conversion.configs import stock_config, write_released_configs
 from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes, raise_problems
-from c3_hf.conversion.qwen_tiktoken import END_OF_TEXT, SPECIAL_TOKENS, TIKTOKEN_FILE, ranks_of, write_ranks
+from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, ranks_of, write_ranks
 from c3_hf.conversion.source import ENCODER_FOLDER, fetch_folder, read_json
 from c3_hf.modeling.configuration_c3 import C3Config
-from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
+from c3_hf.modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, build_chat_template, escape_characters
 
 
 LAYOUTS = ("original", "decoder", "encoder")

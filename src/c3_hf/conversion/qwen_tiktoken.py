@@ -20,24 +20,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from c3_hf.modeling.prompt_c3 import STOP_TOKEN, TURN_TOKEN, install_escapes
+from c3_hf.modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, SPLIT_PATTERN, install_escapes
 
 
 TIKTOKEN_FILE = "qwen.tiktoken"
-
-# Pre-tokenisation of Qwen's first tokenizer (tokenization_qwen.py of Qwen/Qwen-7B): digits stand alone.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-END_OF_TEXT = "<|endoftext|>"
-# In the order of their ids, from the first id after the ranks: 151643 to 151859 in the released vocabulary.
-SPECIAL_TOKENS = (
-    END_OF_TEXT,
-    TURN_TOKEN,
-    STOP_TOKEN,
-    *(f"<|extra_{index}|>" for index in range(205)),
-    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
-)
 
 
 def read_ranks(path: str | Path) -> dict[bytes, int]:

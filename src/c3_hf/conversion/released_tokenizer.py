@@ -9,12 +9,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from c3_hf.conversion.plan import raise_problems
-from c3_hf.conversion.qwen_tiktoken import END_OF_TEXT, TIKTOKEN_FILE, load_qwen_tokenizer
+from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, load_qwen_tokenizer
 from c3_hf.conversion.source import ENCODER_FOLDER, ReleasedCheckpoint
 from c3_hf.modeling.prompt_c3 import (
     CONTEXT_END_TOKEN,
     CONTEXT_START_TOKEN,
     CONTEXT_TOKEN,
+    END_OF_TEXT,
     INLINE_CONTEXT_END_TOKEN,
     INLINE_CONTEXT_START_TOKEN,
     STOP_TOKEN,

@@ -16,6 +16,23 @@ INLINE_CONTEXT_START_TOKEN = "<|extra_203|>"
 INLINE_CONTEXT_END_TOKEN = "<|extra_204|>"
 TURN_TOKEN = "<|im_start|>"
 STOP_TOKEN = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+
+# The special strings of the released vocabulary in the order of their ids, behind all words: 151643 to 151859 there.
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    TURN_TOKEN,
+    STOP_TOKEN,
+    *(f"<|extra_{index}|>" for index in range(205)),
+    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"),
+    CONTEXT_START_TOKEN,
+    CONTEXT_END_TOKEN,
+    CONTEXT_TOKEN,
+)
+# Its pre-tokenisation (tokenization_qwen.py of Qwen/Qwen-7B): digits one by one, words with one leading character.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # A noncharacter of Unicode. Behind the first character of a special token's string it keeps the string from being
 # read as that token; the tokenizer's normalizer takes it out again. Special tokens are matched before normalisation.

@@ -17,22 +17,9 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..modeling.prompt_c3 import install_escapes
+from ..modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, SPLIT_PATTERN, install_escapes
 
 
-# The pre-tokenisation of Qwen: digits one by one, words with one leading character, runs of other characters.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-END_OF_TEXT = "<|endoftext|>"
-# The special strings of the released vocabulary, in the order of their ids (151643 to 151859 there).
-SPECIAL_TOKENS = (
-    END_OF_TEXT,
-    "<|im_start|>",
-    "<|im_end|>",
-    *(f"<|extra_{index}|>" for index in range(205)),
-    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
-)
 MAX_WORD_LENGTH = 24
 
 
