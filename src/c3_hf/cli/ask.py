@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 
-from .loading import add_model_arguments, context_path, load_model
+from .loading import add_context_arguments, context_path, load_model
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -16,12 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Put compressed contexts and a question in front of the model; the answer is printed as it comes. "
         "The text itself is not needed, and the encoder does not run.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE.c3", help="compressed contexts, or - for stdin")
+    add_context_arguments(parser)
     parser.add_argument("question", help="the prompt, in quotation marks")
     parser.add_argument(
         "--max-new-tokens", type=int, default=512, help="most tokens of the answer (default: %(default)s)"
     )
-    add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 

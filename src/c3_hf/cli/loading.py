@@ -26,6 +26,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="segments in one batch (default: %(default)s)")
 
 
+def add_context_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the compressed contexts to read, `files`, and the model's arguments."""
+    parser.add_argument("files", nargs="+", metavar="FILE.c3", help="compressed contexts, or - for stdin")
+    add_model_arguments(parser)
+
+
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and processor that the arguments ask for."""
     import torch

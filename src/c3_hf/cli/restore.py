@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .loading import add_model_arguments, atomic_output, context_path, load_model
+from .loading import add_context_arguments, atomic_output, context_path, load_model
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -19,9 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Restore the text of FILE.c3: to the byte if it was compressed with --exact, else as well as the "
         "model can. Says on stderr how many segments are exact.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE.c3", help="compressed contexts, or - for stdin")
+    add_context_arguments(parser)
     parser.add_argument("-o", "--output", help="the file to write, or a directory for several (default: stdout)")
-    add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
