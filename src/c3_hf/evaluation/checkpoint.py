@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -18,6 +18,33 @@ def load_checkpoint(settings: SystemSettings) -> tuple[PreTrainedModel, Processo
     processor = AutoProcessor.from_pretrained(settings.model)
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
     return model.to(settings.device).eval(), processor
+
+
+class DecoderSystem:
+    """What the systems that ask the decoder of a C3 checkpoint share.
+
+    Args:
+        model: A C3 model.
+        processor: Its processor.
+        settings: Sizes and limits.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
+        self.model, self.processor, self.settings = model, processor, settings
+
+    def restored(self, texts: Sequence[str], chat: Callable[[str], list[dict]]) -> list[str | None]:
+        """The reply to `chat(text)` for each of `texts`, computed in batches; `None` for one too long."""
+        outputs: list[str | None] = []
+        for start in range(0, len(texts), self.settings.batch_size):
+            batch = texts[start : start + self.settings.batch_size]
+            limits = [self.settings.restore_limit(text) for text in batch]
+            outputs += replies(self.model, self.processor, [chat(text) for text in batch], limits)
+        return outputs
+
+    def answered(self, content: str | list[dict]) -> str | None:
+        """The reply to one user message; `None` if it is too long."""
+        chat = [{"role": "user", "content": content}]
+        return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]
 
 
 def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> TokenMeter:
@@ -79,8 +106,3 @@ def _generate(
     )
     new_ids = sequences[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode([row[:limit] for row, limit in zip(new_ids.tolist(), limits)])
-
-
-def batches(values: Sequence, size: int) -> list[Sequence]:
-    """`values` in consecutive slices of at most `size`."""
-    return [values[start : start + size] for start in range(0, len(values), size)]

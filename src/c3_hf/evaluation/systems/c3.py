@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, ProcessorMixin
-
-from c3_hf.evaluation.checkpoint import load_checkpoint, replies
+from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.latents.restoring import context_room, restore_texts
 
 
-class C3System:
-    """Every text is compressed to `num_latents` latents; the decoder sees nothing else of it.
-
-    Args:
-        model: A C3 model.
-        processor: Its processor.
-        settings: Sizes and limits.
-    """
-
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
-        self.model, self.processor, self.settings = model, processor, settings
+class C3System(DecoderSystem):
+    """Every text is compressed to `num_latents` latents; the decoder sees nothing else of it."""
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its latents, by the checkpoint's "Repeat the text: " prompt."""
@@ -41,9 +30,7 @@ class C3System:
         """The answer from the contexts' latents; a context longer than a segment becomes several blocks."""
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
         content = [{"type": "context", "text": segment} for segment in segments]
-        content.append({"type": "text", "text": question})
-        chat = [{"role": "user", "content": content}]
-        return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]
+        return self.answered([*content, {"type": "text", "text": question}])
 
     def slots(self, text: str) -> int:
         """`num_latents`, however long the text."""

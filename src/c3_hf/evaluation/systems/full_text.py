@@ -4,39 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, ProcessorMixin
-
-from c3_hf.evaluation.checkpoint import batches, load_checkpoint, replies
+from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.modeling.prompt_c3 import RESTORE_PROMPT
 
 
-class FullTextSystem:
-    """The text stands in the prompt where C3 puts latents; the wording is the same.
-
-    Args:
-        model: A C3 model; its encoder is not used.
-        processor: Its processor.
-        settings: Sizes and limits.
-    """
-
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
-        self.model, self.processor, self.settings = model, processor, settings
+class FullTextSystem(DecoderSystem):
+    """The text stands in the prompt where C3 puts latents; the wording is the same. The encoder is not used."""
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text as the decoder repeats it."""
-        outputs: list[str | None] = []
-        for batch in batches(texts, self.settings.batch_size):
-            chats = [[{"role": "user", "content": f"{text}\n{RESTORE_PROMPT}"}] for text in batch]
-            outputs += replies(
-                self.model, self.processor, chats, [self.settings.restore_limit(text) for text in batch]
-            )
-        return outputs
+        return self.restored(texts, lambda text: [{"role": "user", "content": f"{text}\n{RESTORE_PROMPT}"}])
 
     def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The answer from the whole contexts, one after the other."""
-        chat = [{"role": "user", "content": "\n\n".join([*contexts, question])}]
-        return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]
+        return self.answered("\n\n".join([*contexts, question]))
 
     def slots(self, text: str) -> int:
         """The text's tokens."""

@@ -6,44 +6,27 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import adaptive_avg_pool1d
-from transformers import PreTrainedModel, ProcessorMixin
 
-from c3_hf.evaluation.checkpoint import batches, load_checkpoint, replies
+from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
 
 
-class MeanPoolSystem:
+class MeanPoolSystem(DecoderSystem):
     """Each segment's decoder embeddings, averaged over `num_latents` equal spans, stand where C3 puts its latents.
 
     The simplest compressor of the same size. Published comparisons train it (arXiv 2512.03643 finds it level with
-    optical compression); this one is untrained, a floor.
-
-    Args:
-        model: A C3 model; its encoder is not used.
-        processor: Its processor.
-        settings: Sizes and limits.
+    optical compression); this one is untrained, a floor. The encoder is not used.
     """
-
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
-        self.model, self.processor, self.settings = model, processor, settings
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its pooled embeddings, by the checkpoint's "Repeat the text: " prompt."""
-        outputs: list[str | None] = []
-        for batch in batches(texts, self.settings.batch_size):
-            chats = [self.processor.restore_messages(self.pooled([text])) for text in batch]
-            outputs += replies(
-                self.model, self.processor, chats, [self.settings.restore_limit(text) for text in batch]
-            )
-        return outputs
+        return self.restored(texts, lambda text: self.processor.restore_messages(self.pooled([text])))
 
     def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The answer from the pooled embeddings of every segment of the contexts."""
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
-        content = [{"type": "context", "latents": self.pooled(segments)}, {"type": "text", "text": question}]
-        return replies(
-            self.model, self.processor, [[{"role": "user", "content": content}]], [self.settings.answer_tokens]
-        )[0]
+        latents = self.pooled(segments)
+        return self.answered([{"type": "context", "latents": latents}, {"type": "text", "text": question}])
 
     def slots(self, text: str) -> int:
         """`num_latents`, however long the text."""
