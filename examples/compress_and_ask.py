@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
-from c3_hf.latents import CompressedContext, compress
 
 
 TEXT = """\
@@ -25,15 +24,15 @@ def main() -> None:
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else TEXT
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.c3"
-        compress(source, model, processor, output=file, progress=True)
+        c3_hf.compress(source, model, processor, output=file, progress=True)
 
         # Another day, another process: the text is not needed any more, and the encoder does not run.
-        context = CompressedContext.load(file)
+        context = c3_hf.CompressedContext.load(file)
         print(context)
         for question in QUESTIONS:
-            content = [*context.content_parts(model), {"type": "text", "text": question}]
+            content = [*context.content_parts(), {"type": "text", "text": question}]
             inputs = processor.apply_chat_template([{"role": "user", "content": content}])
-            output = model.generate(**inputs, max_new_tokens=200)
+            output = model.generate(**inputs, context_latents=context, max_new_tokens=200)
             answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])[0]
             print(f"{question!r} -> {answer!r}")
 

@@ -39,7 +39,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--target-fidelity", type=float, metavar="SHARE", help="token accuracy each segment shall reach, such as 0.999"
     )
-    parser.add_argument("--segment-length", type=int, metavar="TOKENS", help="most tokens of a segment")
+    parser.add_argument(
+        "--segment-length",
+        type=int,
+        metavar="TOKENS",
+        help="most tokens of a segment (default: what the model was made for, else 20 for each latent)",
+    )
     parser.add_argument(
         "--dtype",
         default="bfloat16",
