@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import factories
 from c3_hf.evaluation.checkpoint import load_meter
 from c3_hf.evaluation.interface import SystemSettings
-from c3_hf.evaluation.pages import MARGIN, draw_page, wrap
+from c3_hf.evaluation.pages import MARGIN, PageTooSmall, draw_page, wrap
 from c3_hf.evaluation.systems import deepseek_ocr
 
 
@@ -40,7 +40,7 @@ def test_longer_text_is_drawn_smaller_and_different_text_differently():
 
 
 def test_text_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="`text` of 5000 characters does not fit a page of 256 pixels"):
+    with pytest.raises(PageTooSmall, match="`text` of 5000 characters does not fit a page of 256 pixels"):
         draw_page("word " * 1_000, side=256)
 
 
@@ -100,6 +100,10 @@ def test_ocr_checkpoint_reads_pages(ocr_checkpoint, tiny_checkpoint):
     assert restored[0] == system.processor.decode(new_ids, skip_special_tokens=True)
     assert not torch.equal(inputs[0]["pixel_values"], inputs[1]["pixel_values"])
     assert isinstance(system.answer(texts, "What went out?"), str)
+    too_long = "word " * 20_000
+    assert system.restore([too_long]) == [None]
+    assert system.answer([too_long], "What went out?") is None
+    assert system.slots(too_long) == 256
 
 
 @pytest.mark.hub

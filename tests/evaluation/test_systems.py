@@ -68,6 +68,13 @@ def test_what_the_model_has_no_positions_for_is_refused(name, settings):
     assert system.answer(["x" * 4000], "?") is None
 
 
+def test_contexts_in_segments_longer_than_the_encoder_reads_are_refused(settings, tiny_checkpoint):
+    long_segments = SystemSettings(**{**vars(settings), "meter": load_meter(tiny_checkpoint, 600)})
+    system = c3.load(long_segments)
+    assert system.answer(["x" * 600], "?") is None
+    assert system.answer(["x" * 100], "?") is not None
+
+
 def test_truncation_keeps_the_first_tokens(settings):
     assert truncation.load(settings).restore(TEXTS) == ["The ", "好", "Two "]
 

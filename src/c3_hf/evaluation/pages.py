@@ -14,6 +14,10 @@ from c3_hf.evaluation.text_units import has_unspaced_script
 MARGIN = 48
 
 
+class PageTooSmall(ValueError):
+    """A text does not fit a page at the smallest size."""
+
+
 def draw_page(text: str, side: int = 1024, font: str | None = None) -> Image.Image:
     """A square white page with `text` in black, in the largest size from 32 to 6 pixels at which all of it fits.
 
@@ -26,8 +30,8 @@ def draw_page(text: str, side: int = 1024, font: str | None = None) -> Image.Ima
         An RGB image of `side` by `side` pixels.
 
     Raises:
-        ValueError: If `text` has Han or kana and no `font` is given (DejaVu Sans has none), or does not fit at 6
-            pixels.
+        ValueError: If `text` has Han or kana and no `font` is given (DejaVu Sans has none).
+        PageTooSmall: If `text` does not fit at 6 pixels.
     """
     if font is None and has_unspaced_script(text):
         raise ValueError("`font` is None, but the text has Han or kana; give a TrueType file that covers them.")
@@ -41,7 +45,7 @@ def draw_page(text: str, side: int = 1024, font: str | None = None) -> Image.Ima
         lines = list(islice(wrapped, capacity + 1))
         if len(lines) <= capacity:
             return _drawn(lines, face, height, side)
-    raise ValueError(
+    raise PageTooSmall(
         f"`text` of {len(text)} characters does not fit a page of {side} pixels; cut it or enlarge `side`."
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.latents.restoring import context_room, restore_texts
+from c3_hf.latents.segmentation import encode_plain
 
 
 class C3System(DecoderSystem):
@@ -14,8 +15,7 @@ class C3System(DecoderSystem):
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its latents, by the checkpoint's "Repeat the text: " prompt."""
-        room = context_room(self.model)
-        taken = [place for place, text in enumerate(texts) if self.settings.meter.count(text) <= room]
+        taken = [place for place, text in enumerate(texts) if self._fits(text)]
         restored = restore_texts(
             self.model,
             self.processor,
@@ -29,12 +29,18 @@ class C3System(DecoderSystem):
     def answer(self, contexts: Sequence[str], question: str) -> str | None:
         """The answer from the contexts' latents; a context longer than a segment becomes several blocks."""
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
+        if not all(map(self._fits, segments)):
+            return None
         content = [{"type": "context", "text": segment} for segment in segments]
         return self.answered([*content, {"type": "text", "text": question}])
 
     def slots(self, text: str) -> int:
         """`num_latents`, however long the text."""
         return self.settings.meter.num_latents
+
+    def _fits(self, text: str) -> bool:
+        ids = encode_plain(self.processor.encoder_tokenizer, text)[0]
+        return len(ids) <= context_room(self.model)
 
 
 def load(settings: SystemSettings) -> C3System:

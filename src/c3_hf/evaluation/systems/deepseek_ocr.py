@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
-from c3_hf.evaluation.pages import draw_page
+from c3_hf.evaluation.pages import PageTooSmall, draw_page
 
 
 # The prompt of DeepSeek-OCR's README for plain text without layout.
@@ -30,20 +30,16 @@ class PageSystem:
         self.model, self.processor, self.settings = model, processor, settings
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
-        """Each text as the model reads it from its page."""
+        """Each text as the model reads it from its page; `None` for one that does not fit a page."""
         return [self._read(text, PROMPT, self.settings.restore_limit(text)) for text in texts]
 
     def answer(self, contexts: Sequence[str], question: str) -> str | None:
-        """The model's answer from one page with all contexts.
-
-        Raises:
-            ValueError: If the contexts do not fit a page.
-        """
+        """The model's answer from one page with all contexts; `None` if they do not fit."""
         return self._read("\n\n".join(contexts), f"<image>\n{question}", self.settings.answer_tokens)
 
     def slots(self, text: str) -> int:
-        """Placeholder tokens of the text's page in the model's prompt."""
-        inputs = self._inputs(text, PROMPT)
+        """Placeholder tokens of a page in the model's prompt: all pages have one size, whatever is on them."""
+        inputs = self._inputs("", PROMPT)
         return int((inputs["input_ids"] == self.processor.image_token_id).sum())
 
     def _inputs(self, text: str, prompt: str):
@@ -52,8 +48,11 @@ class PageSystem:
         return self.processor(images=page, return_tensors="pt", **written)
 
     @torch.no_grad()
-    def _read(self, text: str, prompt: str, max_new_tokens: int) -> str:
-        inputs = self._inputs(text, prompt).to(self.model.device, self.model.dtype)
+    def _read(self, text: str, prompt: str, max_new_tokens: int) -> str | None:
+        try:
+            inputs = self._inputs(text, prompt).to(self.model.device, self.model.dtype)
+        except PageTooSmall:
+            return None
         sequences = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         return self.processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
