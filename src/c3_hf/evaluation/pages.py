@@ -36,18 +36,23 @@ def draw_page(text: str, side: int = 1024, font: str | None = None) -> Image.Ima
     if font is None and has_unspaced_script(text):
         raise ValueError("`font` is None, but the text has Han or kana; give a TrueType file that covers them.")
     path = font or _dejavu()
-    width = side - 2 * MARGIN
-    for size in range(32, 5, -1):
-        face = ImageFont.truetype(path, size)
-        height = round(1.25 * size)
-        capacity = width // height
-        wrapped = (part for line in text.expandtabs(4).splitlines() for part in wrap(line, width, face.getlength))
-        lines = list(islice(wrapped, capacity + 1))
-        if len(lines) <= capacity:
-            return _drawn(lines, face, height, side)
-    raise PageTooSmall(
-        f"`text` of {len(text)} characters does not fit a page of {side} pixels; cut it or enlarge `side`."
-    )
+    # The smallest first: most of the time of a page that is too small would go into the larger sizes.
+    if _set(text, path, 6, side) is None:
+        raise PageTooSmall(
+            f"`text` of {len(text)} characters does not fit a page of {side} pixels; cut it or enlarge `side`."
+        )
+    pages = (_set(text, path, size, side) for size in range(32, 5, -1))
+    return next(page for page in pages if page is not None)
+
+
+def _set(text: str, path: str, size: int, side: int) -> Image.Image | None:
+    """The page in one size of the font, `None` if the text does not fit."""
+    face = ImageFont.truetype(path, size)
+    width, height = side - 2 * MARGIN, round(1.25 * size)
+    capacity = width // height
+    wrapped = (part for line in text.expandtabs(4).splitlines() for part in wrap(line, width, face.getlength))
+    lines = list(islice(wrapped, capacity + 1))
+    return _drawn(lines, face, height, side) if len(lines) <= capacity else None
 
 
 def wrap(line: str, width: float, measure: Callable[[str], float]) -> Iterator[str]:
