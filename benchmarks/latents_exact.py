@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
     options.add_argument("--long-characters", type=int, default=20_000, help="characters of each long text")
-    options.add_argument("--segment-length", type=int, default=128)
+    options.add_argument("--segment-length", type=int, default=640)
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)

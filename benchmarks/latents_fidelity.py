@@ -31,7 +31,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
-    options.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 96, 128, 192], help="tokens of a segment")
+    lengths = [160, 320, 480, 640, 672, 768]
+    options.add_argument("--lengths", type=int, nargs="+", default=lengths, help="tokens of a segment")
     options.add_argument("--plot", type=Path, help="folder for calibration.png")
     options = options.parse_args(arguments)
     started = time.perf_counter()

@@ -22,7 +22,7 @@ from .record import measure, ratio, spread
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], help="tokens of the text")
-    options.add_argument("--segment-length", type=int, default=128)
+    options.add_argument("--segment-length", type=int, default=640)
     options.add_argument("--new-tokens", type=int, default=8, help="of each answer")
     options.add_argument("--repeats", type=int, default=5)
     options = options.parse_args(arguments)

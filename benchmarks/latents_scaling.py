@@ -24,7 +24,7 @@ from .record import process_memory
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--lengths", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="in tokens")
-    options.add_argument("--segment-length", type=int, default=128)
+    options.add_argument("--segment-length", type=int, default=640)
     options.add_argument("--child", type=Path, help="measure this file, in this process")
     options = options.parse_args(arguments)
     if options.child is not None:

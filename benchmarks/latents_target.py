@@ -15,14 +15,14 @@ from c3_hf.latents import CompressedContext, compress
 from .latents_setup import data_hash, load, parser, records, texts, write_record
 
 
-FIXED_LENGTHS = (16, 24, 32, 48, 64, 80, 96, 112, 128, 160)
+FIXED_LENGTHS = (128, 256, 384, 512, 576, 608, 640, 672, 704)
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.99, 0.999])
-    options.add_argument("--longest", type=int, default=160, help="tokens a segment may have at most")
-    options.add_argument("--characters", type=int, default=6000, help="of each kind")
+    options.add_argument("--longest", type=int, default=704, help="tokens a segment may have at most")
+    options.add_argument("--characters", type=int, default=12000, help="of each kind")
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)

@@ -51,3 +51,16 @@ def test_frozen_modules_keep_their_weights_and_the_others_train(write_recipe, re
     assert stopped == {name for name, _ in model.named_parameters() if name.startswith(tuple(frozen))}
     with pytest.raises(ValueError, match=r"`freeze_modules` names \['encoder.wte'\], which the model does not have"):
         prepare_model(parse_recipe(write_recipe({**recipe, "freeze_modules": ["encoder.wte"]}))[0])
+
+
+def test_a_new_model_is_not_built_in_parts(write_recipe, recipe, monkeypatch):
+    monkeypatch.setattr("c3_hf.training.model.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="`model_name_or_path` must name a checkpoint under DeepSpeed ZeRO-3"):
+        prepare_model(parse_recipe(write_recipe(recipe))[0])
+
+
+def test_a_model_that_starts_as_a_copy_says_how_long_its_segments_may_be(write_recipe, recipe):
+    half = {"model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 256}
+    changes = {"text_config": half, "encoder_config": half, "copy_start": 3}
+    model, _ = prepare_model(parse_recipe(write_recipe({**recipe, **changes}))[0])
+    assert model.config.segment_length == 3 * model.config.num_latents

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerFast
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..data.tasks import CONTINUE_PROMPT
@@ -59,6 +60,11 @@ def prepare_model(arguments: ModelArguments) -> tuple[nn.Module, C3Processor]:
 
 def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3Processor]:
     """Build an untrained model whose two halves share the vocabulary of the tokenizer at `tokenizer_path`."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "`model_name_or_path` must name a checkpoint under DeepSpeed ZeRO-3, which takes weights apart before "
+            "they can be initialised together. Build the model first (`c3-hf new`, or a run of one step without DeepSpeed)."
+        )
     # By its own class: the name transformers 5 writes into a folder is not known to 4.57.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer_path)
     end_of_turn, end_of_text = tokenizer.convert_tokens_to_ids([STOP_TOKEN, tokenizer.eos_token])
@@ -91,6 +97,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         prompts = [_prompt_ids(processor, request) for request in (RESTORE_PROMPT, CONTINUE_PROMPT)]
         cue = next(place for place, ids in enumerate(zip(*prompts)) if len(set(ids)) > 1)
         start_with_copying(model, prompts[0], cue, end_of_turn, arguments.copy_start)
+        config.segment_length = arguments.copy_start * arguments.num_latents
     return model, processor
 
 
