@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     started = time.perf_counter()
     num_latents = model.config.num_latents
-    length = default_segment_length(model) if args.ratio is None else int(num_latents * args.ratio)
+    length = default_segment_length(model.config) if args.ratio is None else int(num_latents * args.ratio)
     segments = list(iter_segments(text, processor.encoder_tokenizer, length))
     texts = [segment.text for segment in segments]
     restored = "".join(restore_texts(model, processor, texts, batch_size=args.batch_size, progress=True))

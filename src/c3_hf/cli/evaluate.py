@@ -26,7 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=int, help="most texts or questions of a task, evenly spaced over it (default: all)"
     )
     parser.add_argument("--batch-size", type=int, default=16, help="texts computed at once (default: 16)")
-    parser.add_argument("--segment-tokens", type=int, help="tokens of a segment of long text (default: 32 a latent)")
+    parser.add_argument(
+        "--segment-tokens",
+        type=int,
+        help="tokens of a segment of long text (default: the model's own, or 20 a latent)",
+    )
     parser.add_argument(
         "--cut", action="store_true", help="restore texts longer than a segment in segments (default: in one block)"
     )

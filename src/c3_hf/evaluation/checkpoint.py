@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, P
 
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.evaluation.tokens import TokenMeter
+from c3_hf.latents.compressor import default_segment_length
 from c3_hf.latents.restoring import decoder_positions
+from c3_hf.modeling.configuration_c3 import C3Config
 
 
 def load_checkpoint(settings: SystemSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -52,13 +54,14 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
 
     Args:
         model: Folder or Hub id of a C3 checkpoint.
-        segment_tokens: Tokens of a segment of long text; by default 32 a latent, 1,024 for the released model.
+        segment_tokens: Tokens of a segment of long text; by default as many as `compress` takes.
     """
     processor = AutoProcessor.from_pretrained(model)
+    config = C3Config.from_pretrained(model)
     return TokenMeter(
         tokenizer=processor.tokenizer,
         num_latents=processor.num_latents,
-        segment_tokens=segment_tokens or 32 * processor.num_latents,
+        segment_tokens=segment_tokens or default_segment_length(config),
     )
 
 

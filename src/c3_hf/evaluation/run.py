@@ -43,7 +43,7 @@ class RunSettings:
         system: Name of a module of `c3_hf.evaluation.systems`.
         limit: Most texts or questions of a task, evenly spaced over it; `None` for all.
         batch_size: Texts computed at once.
-        segment_tokens: Most tokens of a segment of long text; `None` for 32 a latent.
+        segment_tokens: Most tokens of a segment of long text; `None` for as many as `compress` takes.
         cut: Restore texts longer than a segment in segments, instead of in one block as the paper does.
         max_new_tokens: Limit of a restored segment; `None` allows an eighth more than the segment has, and 16.
         answer_tokens: Limit of an answer.

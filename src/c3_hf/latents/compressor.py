@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from .. import __version__
+from ..modeling.configuration_c3 import C3Config
 from .context import ContextHeader
 from .exactness import EXACT_MARGINS, ExactCounts, build_residual, keep_what_restores
 from .fidelity import MARGIN_DTYPE, to_margin_dtype
@@ -48,7 +49,7 @@ class CompressOptions:
     batch_size: int
 
     def resolved(self, model: PreTrainedModel) -> CompressOptions:
-        length = default_segment_length(model) if self.segment_length is None else self.segment_length
+        length = default_segment_length(model.config) if self.segment_length is None else self.segment_length
         widest = max(EXACT_MARGINS.values())
         margin = EXACT_MARGINS.get(model.dtype, widest) if self.exact_margin is None else self.exact_margin
         if length < MIN_SEGMENT_LENGTH:
@@ -74,9 +75,9 @@ class CompressOptions:
         return dataclasses.replace(self, segment_length=length, exact_margin=margin, verify=verify)
 
 
-def default_segment_length(model: PreTrainedModel) -> int:
+def default_segment_length(config: C3Config) -> int:
     """Most tokens of a segment: `segment_length` of the model's configuration, where it is None 20 for each latent."""
-    return model.config.segment_length or DEFAULT_RATIO * model.config.num_latents
+    return config.segment_length or DEFAULT_RATIO * config.num_latents
 
 
 class Compressor:

@@ -63,7 +63,8 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "`model_name_or_path` must name a checkpoint under DeepSpeed ZeRO-3, which takes weights apart before "
-            "they can be initialised together. Build the model first (`c3-hf new`, or a run of one step without DeepSpeed)."
+            "they can be initialised together. Build the model first: `c3-hf new`, or a run of one step without "
+            "DeepSpeed."
         )
     # By its own class: the name transformers 5 writes into a folder is not known to 4.57.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer_path)

@@ -1,0 +1,50 @@
+"""Write the table of c3-tiny in README.md from the evaluation's summaries: `python -m benchmarks.readme_table`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .record import ROOT
+
+
+RUNS = Path(__file__).parent / "results" / "evaluation"
+BEGIN, END = "<!-- begin: written by python -m benchmarks.readme_table -->", "<!-- end -->"
+# Runs by what the table calls them. All of them cut texts into the same segments.
+COLUMNS = {"c3": "c3-tiny", "truncation": "as many tokens as latents", "mean-pool": "averaged embeddings as latents"}
+
+
+def main() -> None:
+    page = ROOT / "README.md"
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    summaries = {
+        run: json.loads((RUNS / run / "summary.json").read_text(encoding="utf-8"))["metrics"] for run in COLUMNS
+    }
+    page.write_text(f"{head}{BEGIN}\n\n{table(summaries)}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
+def table(summaries: dict[str, dict[str, Any]]) -> str:
+    """A line a task, mean character precision and the share of texts that came back exactly."""
+    lines = [
+        "| text | texts | ratio | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for task, groups in summaries["c3"].items():
+        measured = groups["all"]
+        if task == "ratio_sweep" or "char_precision" not in measured:
+            continue
+        cells = [
+            f"{summary[task]['all']['char_precision']:.1%}, {summary[task]['all']['exact_match']:.0%} exact"
+            if task in summary
+            else "not measured"
+            for summary in summaries.values()
+        ]
+        ratio = f"{measured['compression_ratio']:.1f}x"
+        lines.append(f"| {task.replace('_', ' ')} | {measured['items']} | {ratio} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
