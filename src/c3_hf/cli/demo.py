@@ -12,13 +12,38 @@ from .loading import add_model_arguments, load_model
 
 
 SAMPLE = """\
-The night train left the harbour a little after nine. Rain ran down the windows, and the lamps of the last warehouses \
-slid past one by one until there was nothing outside but the dark. An old man in the corner seat opened his bag, took \
-out a loaf of bread and a small knife, and began to cut the bread into even slices.
+The night train left the harbour a little after nine. Rain ran down the windows, and the lamps of the last \
+warehouses slid past one by one until there was nothing outside but the dark. An old man in the corner seat opened \
+his bag, took out a loaf of bread and a small knife, and began to cut the bread into even slices.
 
 "You are going far?" asked the girl across from him.
 
-"Only to the end of the line," he said, and held out a slice to her on the flat of the knife."""
+"Only to the end of the line," he said, and held out a slice to her on the flat of the knife.
+
+She took it. It was rye, still warm in the middle, and for a while neither of them spoke. The guard came through \
+with his lantern, counted them as if they might have changed in number since the harbour, and went on into the next \
+carriage.
+
+"My sister keeps the lighthouse at Varne," the old man said at last. "Forty-one years. She writes down every ship \
+that passes: the hour, the flag, the weather. Last winter she sent me the books, all nineteen of them, because the \
+damp was getting into the shelves. I have read as far as the spring of 1903."
+
+"Is it interesting?"
+
+"No," he said, and laughed. "Ship after ship after ship. But on the eleventh of March there is a line that does not \
+belong: 'Quarter past four, no flag, no lights, and someone on deck playing the violin very badly.' I have been \
+thinking about it for two months. So now I am going to ask her what the tune was."
+
+The girl looked out at the dark, where a single lamp had appeared, far off and low, and was keeping pace with the \
+train. It went out, came back, and went out again.
+
+"And if she does not remember?"
+
+"Then," said the old man, folding his knife, "I shall have to learn the violin."
+
+Toward midnight the rain stopped. At a station with no name the girl stepped down, turned, and waved with the bread \
+still in her hand. He raised his hat. On the empty seat she had left her newspaper, and along its margin, in \
+pencil, seven notes on a crooked staff, and under them the words: perhaps this one."""
 
 RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
