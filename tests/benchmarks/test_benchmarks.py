@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,10 @@ def test_shapes_have_the_sizes_they_are_named_for(shape, encoder, decoder):
 def test_an_unknown_shape_is_refused():
     with pytest.raises(ValueError, match="`shape` must be toy, tiny, medium or released, got 'huge'"):
         make_config("huge")
+
+
+def test_records_name_no_path_of_a_machine(repository):
+    records = sorted((repository / "benchmarks" / "results").rglob("*.json"))
+    assert records
+    path = re.compile(r"[\s\"='](/(?:home|root|tmp|var|opt|usr|mnt|work|data)/|[A-Z]:\\\\)")
+    assert [record.name for record in records if path.search(record.read_text(encoding="utf-8"))] == []
