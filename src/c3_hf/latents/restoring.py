@@ -87,8 +87,13 @@ class Restorer:
                 steps[row, length] = self.stop_ids[0]
             processors.append(ForcedTokens(steps.to(context_latents.device)))
         input_ids = self.prompt_ids.expand(batch_size, -1)
+        cache = self.model.generation_config.cache_implementation
         # A static cache cannot take guesses back.
-        drafts = batch_size == 1 and lengths is None and self.model.generation_config.cache_implementation is None
+        drafts = batch_size == 1 and lengths is None and cache is None
+        if batch_size > 1 and cache is None and self.model.device.type == "cpu":
+            # A growing cache is copied whole at each step, a static one is not: 1.6 times as fast for 32 texts
+            # of c3-tiny (docs/log.md). On a GPU transformers would compile a step for each batch size.
+            cache = "static"
         # Spelled out, because what is left open comes from the checkpoint's own generation settings.
         output = self.model.generate(
             input_ids=input_ids,
@@ -103,6 +108,7 @@ class Restorer:
             eos_token_id=self.stop_ids,
             pad_token_id=self.stop_ids[0],
             prompt_lookup_num_tokens=_DRAFTED_TOKENS if drafts else None,
+            cache_implementation=cache,
         )
         new_ids = output[:, input_ids.shape[1] :].tolist()
         if lengths is not None:
