@@ -53,8 +53,9 @@ English or {chars_zh:.1f} of Chinese.
 
 {table}
 
-A latent has room for {tokens_per_latent} tokens, so that one block holds {longest}, {tokens_per_latent}x. Of a longer
-text the first {longest} come back. Asked generated questions about a fact hidden in a passage of about 48 tokens ("The
+A latent has room for {tokens_per_latent} tokens, so that one block holds {longest} and the end of the text. Of longer
+texts those come back, but not where to stop: the reply runs on, which is what the {tokens_per_latent}x and 32x columns
+show. `compress` cuts texts into segments of at most {longest} tokens (`segment_length`). Asked generated questions about a fact hidden in a passage of about 48 tokens ("The
 access code of the ... depot is ..."), it answers {answers:.0%} of {questions} right{answer_comment}.
 Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
 
@@ -128,7 +129,7 @@ def write_card(folder: Path) -> None:
         chars_zh=rate["Chinese novel"],
         table=results_table(summary["restoring"]),
         longest=config.segment_length,
-        tokens_per_latent=config.segment_length // config.num_latents,
+        tokens_per_latent=(config.segment_length + 1) // config.num_latents,
         minutes=training_minutes(),
         answers=summary["answering"]["accuracy"],
         answer_comment=ANSWER_COMMENT if summary["answering"]["accuracy"] < 0.5 else "",

@@ -109,7 +109,7 @@ def start_with_copying(
 ) -> None:
     """Lay the addresses of a copy into a new model, in place.
 
-    Texts of up to `tokens_per_latent * num_latents` tokens, and the end of shorter ones, are copied from the start.
+    Texts of up to `tokens_per_latent * num_latents` tokens, the end included, are copied from the start.
 
     Args:
         model: two GPT-2 halves of the same width and number of heads over one vocabulary.
