@@ -55,8 +55,11 @@ English or {chars_zh:.1f} of Chinese.
 
 A latent has room for {tokens_per_latent} tokens, so that one block holds {longest} and the end of the text. Of longer
 texts those come back, but not where to stop: the reply runs on, which is what the {tokens_per_latent}x and 32x columns
-show. `compress` cuts texts into segments of at most {longest} tokens (`segment_length`). Asked generated questions about a fact hidden in a passage of about 48 tokens ("The
-access code of the ... depot is ..."), it answers {answers:.0%} of {questions} right{answer_comment}.
+show. `compress` cuts texts into segments of at most {longest} tokens (`segment_length`).
+
+Asked generated questions about a fact hidden in a passage of about 48 tokens ("The access code of the ... depot is
+..."), it answers {answers:.0%} of {questions} right{answer_comment}.
+
 Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
 
 ![character precision by ratio](curve.png)
@@ -92,8 +95,7 @@ texts that cannot be guessed.
 
 # Said as long as it is true.
 ANSWER_COMMENT = (
-    ": it has learnt the form of the answers (six digits, a first and a last name), not to find them, which takes"
-    "\nlonger training"
+    ": it has learnt\nthe form of the answers (six digits, a first and a last name), not to find them"
 )
 
 
