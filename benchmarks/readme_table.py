@@ -36,7 +36,7 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
         if task == "ratio_sweep" or "char_precision" not in measured:
             continue
         cells = [
-            f"{summary[task]['all']['char_precision']:.1%}, {summary[task]['all']['exact_match']:.0%} exact"
+            f"{summary[task]['all']['char_precision']:.2%}, {summary[task]['all']['exact_match']:.0%} exact"
             if task in summary
             else "not measured"
             for summary in summaries.values()
