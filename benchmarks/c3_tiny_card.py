@@ -94,9 +94,7 @@ texts that cannot be guessed.
 """
 
 # Said as long as it is true.
-ANSWER_COMMENT = (
-    ": it has learnt\nthe form of the answers (six digits, a first and a last name), not to find them"
-)
+ANSWER_COMMENT = ": it has learnt\nthe form of the answers (six digits, a first and a last name), not to find them"
 
 
 def results_table(rows: list[dict]) -> str:

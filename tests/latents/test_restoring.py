@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c3_hf.latents.restoring import Restorer
+from c3_hf.latents.restoring import Restorer, restore_texts
 from factories import make_model, make_processor
 
 
@@ -42,3 +42,20 @@ def test_forced_tokens_and_static_caches_are_not_drafted():
     static, steps = count_steps(restorer, latents)
     assert static == plain
     assert steps >= len(static)
+
+
+def test_batches_restore_as_single_texts_do_in_whatever_dtype_comes_next():
+    model, processor = make_model(), make_processor()
+    texts = ["one text", "and another one", "a third"]
+
+    def restored():
+        return restore_texts(model, processor, texts, max_new_tokens=6)
+
+    alone = [restore_texts(model, processor, [text], max_new_tokens=6)[0] for text in texts]
+    assert restored() == alone
+    # A cache kept from one call would have the wrong dtype in the next.
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(restored()) == 3
+    assert restored() == alone
+    model.to(torch.bfloat16)
+    assert len(restored()) == 3

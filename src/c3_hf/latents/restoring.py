@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin, StaticCache
 
 from .fingerprints import restoring_prompt_ids
 from .segmentation import encode_plain
@@ -87,20 +87,23 @@ class Restorer:
                 steps[row, length] = self.stop_ids[0]
             processors.append(ForcedTokens(steps.to(context_latents.device)))
         input_ids = self.prompt_ids.expand(batch_size, -1)
-        cache = self.model.generation_config.cache_implementation
+        max_new_tokens = min(max_new_tokens, self.room)
+        chosen = self.model.generation_config.cache_implementation
         # A static cache cannot take guesses back.
-        drafts = batch_size == 1 and lengths is None and cache is None
-        if batch_size > 1 and cache is None and self.model.device.type == "cpu":
+        drafts = batch_size == 1 and lengths is None and chosen is None
+        cache = None
+        if batch_size > 1 and chosen is None and self.model.device.type == "cpu":
             # A growing cache is copied whole at each step, a static one is not: 1.6 times as fast for 32 texts
             # of c3-tiny (docs/log.md). On a GPU transformers would compile a step for each batch size.
-            cache = "static"
+            # One that generate() makes by name stays with the model, in the dtype of its first use.
+            cache = StaticCache(self.model.config.text_config, max_cache_len=input_ids.shape[1] + max_new_tokens)
         # Spelled out, because what is left open comes from the checkpoint's own generation settings.
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             context_latents=context_latents,
             logits_processor=processors,
-            max_new_tokens=min(max_new_tokens, self.room),
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
@@ -108,7 +111,7 @@ class Restorer:
             eos_token_id=self.stop_ids,
             pad_token_id=self.stop_ids[0],
             prompt_lookup_num_tokens=_DRAFTED_TOKENS if drafts else None,
-            cache_implementation=cache,
+            past_key_values=cache,
         )
         new_ids = output[:, input_ids.shape[1] :].tolist()
         if lengths is not None:
