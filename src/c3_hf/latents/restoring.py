@@ -92,10 +92,12 @@ class Restorer:
         # A static cache cannot take guesses back.
         drafts = batch_size == 1 and lengths is None and chosen is None
         cache = None
-        if batch_size > 1 and chosen is None and self.model.device.type == "cpu":
+        on_cpu = self.model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if batch_size > 1 and chosen is None and on_cpu:
             # A growing cache is copied whole at each step, a static one is not: 1.6 times as fast for 32 texts
             # of c3-tiny (docs/log.md). On a GPU transformers would compile a step for each batch size.
-            # One that generate() makes by name stays with the model, in the dtype of its first use.
+            # One that generate() makes by name stays with the model, in the dtype of its first use; and under autocast
+            # keys and values may differ in dtype, which a static cache does not take.
             cache = StaticCache(self.model.config.text_config, max_cache_len=input_ids.shape[1] + max_new_tokens)
         # Spelled out, because what is left open comes from the checkpoint's own generation settings.
         output = self.model.generate(
