@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .latents_setup import RESULTS
+from .tables import between_marks
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "contexts.md"
@@ -17,9 +18,7 @@ START, END = "<!-- records -->\n", "<!-- end of records -->\n"
 
 def main() -> int:
     page = PAGE.read_text(encoding="utf-8")
-    head, rest = page.split(START)
-    tail = rest.split(END)[1]
-    PAGE.write_text(head + START + "".join(sections(RESULTS)) + END + tail, encoding="utf-8")
+    PAGE.write_text(between_marks(page, START, "".join(sections(RESULTS)), END), encoding="utf-8")
     return 0
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .record import ROOT
+from .tables import END, between_marks
 
 
 RUNS = Path(__file__).parent / "results" / "evaluation"
-BEGIN, END = "<!-- begin: written by python -m benchmarks.readme_table -->", "<!-- end -->"
+BEGIN = "<!-- begin: written by python -m benchmarks.readme_table -->"
 # Runs by what the table calls them. All of them cut texts into the same segments.
 COLUMNS = {"c3": "c3-tiny", "truncation": "as many tokens as latents", "mean-pool": "averaged embeddings as latents"}
 
@@ -18,11 +19,10 @@ COLUMNS = {"c3": "c3-tiny", "truncation": "as many tokens as latents", "mean-poo
 def main() -> None:
     page = ROOT / "README.md"
     text = page.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
     summaries = {
         run: json.loads((RUNS / run / "summary.json").read_text(encoding="utf-8"))["metrics"] for run in COLUMNS
     }
-    page.write_text(f"{head}{BEGIN}\n\n{table(summaries)}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    page.write_text(between_marks(text, BEGIN, f"\n\n{table(summaries)}\n\n", END), encoding="utf-8")
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
@@ -33,8 +33,6 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
     ]
     for task, groups in summaries["c3"].items():
         measured = groups["all"]
-        if task == "ratio_sweep" or "char_precision" not in measured:
-            continue
         cells = [
             f"{summary[task]['all']['char_precision']:.2%}, {summary[task]['all']['exact_match']:.0%} exact"
             if task in summary

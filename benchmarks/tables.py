@@ -28,23 +28,24 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def with_tables(document: str, records: Iterable[dict[str, Any]]) -> str:
-    """`document` with what stands between the two marks replaced.
+    """`document` with the tables of `records` between the two marks.
 
     Raises:
         ValueError: if the marks are missing.
     """
-    if BEGIN not in document or END not in document:
-        raise ValueError(f"the document must hold the marks {BEGIN!r} and {END!r}.")
-    head, rest = document.split(BEGIN, 1)
-    return (
-        head
-        + BEGIN
-        + "\n\n"
-        + "\n\n".join(render(record) for record in records)
-        + "\n\n"
-        + END
-        + rest.split(END, 1)[1]
-    )
+    return between_marks(document, BEGIN, "\n\n" + "\n\n".join(render(record) for record in records) + "\n\n", END)
+
+
+def between_marks(document: str, begin: str, content: str, end: str) -> str:
+    """`document` with what stands between the marks `begin` and `end` replaced by `content`.
+
+    Raises:
+        ValueError: if the marks are missing.
+    """
+    if begin not in document or end not in document:
+        raise ValueError(f"the document must hold the marks {begin!r} and {end!r}.")
+    head, rest = document.split(begin, 1)
+    return head + begin + content + end + rest.split(end, 1)[1]
 
 
 def render(record: dict[str, Any]) -> str:

@@ -93,6 +93,11 @@ class _Layout:
     def mode(self) -> slice:
         return slice(self.flag.stop, self.flag.stop + 2)
 
+    @property
+    def root(self) -> float:
+        """What GPT-2 divides the product of query and key by."""
+        return self.head_size**0.5
+
     def norm(self, *lengths: float) -> float:
         """What a layer norm multiplies a state by whose parts have these lengths (and whose mean is about zero)."""
         return self.width**0.5 / math.hypot(*lengths)
@@ -205,14 +210,16 @@ def _lay_encoder(model: C3ForConditionalGeneration, layout: _Layout, kept: torch
     attention = encoder.h[-1].attn
     token = layout.norm(CONTENT, ADDRESS, ADDRESS)
     query = layout.norm(ADDRESS, ADDRESS, QUERY_TAG)
-    # GPT-2 divides logits by this.
-    root = layout.head_size**0.5
     for place in range(layout.tokens_per_latent):
         head = _Head(attention, layout, place)
         head.query[layout.tag, : layout.latent_dims] = torch.eye(layout.latent_dims) / (query * QUERY_TAG)
-        head.key[layout.own, : layout.latent_dims] = MATCH * root * torch.eye(layout.latent_dims) / (token * ADDRESS)
+        head.key[layout.own, : layout.latent_dims] = (
+            MATCH * layout.root * torch.eye(layout.latent_dims) / (token * ADDRESS)
+        )
         head.query_bias[layout.latent_dims] = 1.0
-        head.key[layout.place, layout.latent_dims] = MATCH * root * layout.place_address(place) / (token * ADDRESS)
+        head.key[layout.place, layout.latent_dims] = (
+            MATCH * layout.root * layout.place_address(place) / (token * ADDRESS)
+        )
         head.value[: layout.content, : layout.slot_size] = kept.T
         scale = SLOT / (token * CONTENT * KEPT)
         head.out[: layout.slot_size, layout.slot(place)] = scale * torch.eye(layout.slot_size)
@@ -238,19 +245,17 @@ def _lay_decoder(decoder: nn.Module, layout: _Layout, kept: torch.Tensor, prompt
     token = layout.norm(CONTENT, ADDRESS, ADDRESS, MODE)
     latent = layout.norm(SLOT * layout.tokens_per_latent**0.5, LATENT_TAG, FLAG)
     gate = layout.latent_dims
-    # GPT-2 divides logits by this.
-    root = layout.head_size**0.5
     for place in range(layout.tokens_per_latent):
         head = _Head(attention, layout, place)
         head.query[layout.own, : layout.latent_dims] = torch.eye(layout.latent_dims) / (token * ADDRESS)
         head.key[layout.tag, : layout.latent_dims] = (
-            MATCH * root * torch.eye(layout.latent_dims) / (latent * LATENT_TAG)
+            MATCH * layout.root * torch.eye(layout.latent_dims) / (latent * LATENT_TAG)
         )
         head.query[layout.place, gate] = (OPEN - SHUT) * layout.place_address(place) / (token * ADDRESS)
         # Without the cue every gate is shut, and those of the places not asked for doubly.
         head.query[layout.mode, gate] = (OPEN - SHUT) / 2 * DIRECTION / (token * MODE)
         head.query_bias[gate] = SHUT - (OPEN - SHUT) / 2
-        head.key[layout.flag, gate] = root * DIRECTION / (latent * FLAG)
+        head.key[layout.flag, gate] = layout.root * DIRECTION / (latent * FLAG)
         head.value[layout.slot(place), : layout.slot_size] = torch.eye(layout.slot_size)
         head.out[: layout.slot_size, : layout.content] = COPY / (latent * SLOT) * kept
 
@@ -259,9 +264,9 @@ def _lay_cue(decoder: nn.Module, layout: _Layout, prompt_ids: Sequence[int], cue
     """A head of the first layer reads the cue where it stands, else the sink, and writes the mode."""
     embedding = decoder.wte.weight[prompt_ids[cue]]
     decoder.wpe.weight[cue, layout.mode] = MODE * DIRECTION
-    word, sink, root = layout.norm(CONTENT, MODE), layout.norm(SINK), layout.head_size**0.5
+    word, sink = layout.norm(CONTENT, MODE), layout.norm(SINK)
     head = _Head(decoder.h[0].attn, layout, number=0)
-    head.query_bias[0] = root
+    head.query_bias[0] = layout.root
     head.key[:, 0] = WORD * embedding / (word * CONTENT**2)
     head.key[layout.mode, 0] = POSITION * DIRECTION / (word * MODE)
     head.key[layout.flag, 0] = -NO_CUE * DIRECTION / (sink * SINK)
