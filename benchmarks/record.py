@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import datetime
 import gc
@@ -73,6 +74,8 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    # What was freed but is kept for later would hide what the function needs.
+    ctypes.CDLL(None).malloc_trim(0)
     # Sets the process's high-water mark back to what it holds now.
     Path("/proc/self/clear_refs").write_text("5")
     before = process_memory("VmRSS")

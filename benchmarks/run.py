@@ -38,13 +38,8 @@ BENCHMARKS = {
 # These ask the model for the text back, so they need its processor and, to mean anything, trained weights.
 NEED_PROCESSOR = ("restoring", "drafting")
 SUITES = {
-    "cpu": {"shapes": ("tiny", "medium"), "dtype": torch.float32, "decode_options": {}},
-    # generate() compiles the decode step by itself where the cache is static and the device a GPU.
-    "gpu": {
-        "shapes": ("released",),
-        "dtype": torch.bfloat16,
-        "decode_options": {"cache_implementation": "static"},
-    },
+    "cpu": {"shapes": ("tiny", "medium"), "dtype": torch.float32},
+    "gpu": {"shapes": ("released",), "dtype": torch.bfloat16},
 }
 
 
@@ -82,7 +77,6 @@ def run_one(name: str, shape: str, setup: shapes.Setup, command: str) -> Record:
         model=shapes.describe(shape, setup.model),
         settings={
             "seed": shapes.SEED,
-            "decode_options": setup.decode_options,
             "attention": setup.model.config._attn_implementation,
             **dataclasses.asdict(setup.scale),
         },
@@ -103,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     command = " ".join(["python -m benchmarks.run", *arguments])
     for shape in options.shape or suite["shapes"]:
         model, processor = shapes.load(shape, device, suite["dtype"])
-        setup = shapes.Setup(model, processor, shapes.SCALES[shape], rates, suite["decode_options"])
+        setup = shapes.Setup(model, processor, shapes.SCALES[shape], rates)
         for name in options.benchmark or BENCHMARKS:
             if name in NEED_PROCESSOR and processor is None:
                 continue

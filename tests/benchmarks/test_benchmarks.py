@@ -42,7 +42,6 @@ def test_a_suite_writes_complete_records(records, tmp_path):
         assert record["command"].startswith("python -m benchmarks.run --suite gpu --shape toy")
         assert record["environment"]["torch"] == str(torch.__version__)
         assert record["model"]["config"]["num_latents"] == 4
-        assert record["settings"]["decode_options"] == {"cache_implementation": "static"}
         assert record["floors"] == RATES
         assert record["measurements"]
     assert not list(tmp_path.glob("*.partial"))

@@ -48,7 +48,7 @@ def test_an_untrained_model_copies_random_tokens_of_any_length_and_stops(tokens_
         tokens_per_latent, encoder=gpt2(2, n_head=9, n_embd=288), decoder=gpt2(3, n_head=9, n_embd=288)
     )
     end_id = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for length in (1, 7, 16 * tokens_per_latent - 1):
+    for length in (1, 7, 16 * tokens_per_latent):
         context = torch.randint(0, 256, (4, length))
         wanted = torch.nn.functional.pad(context, (0, 1), value=end_id)
         inputs = {"input_ids": torch.tensor([prompt] * 4), "context_input_ids": context}
@@ -92,12 +92,12 @@ def test_addresses_agree_with_themselves_only():
     [
         ({"encoder": factories.sub_config(hidden_size=256)}, "`copy_start` is laid into GPT-2 halves, got 'qwen2'"),
         ({"encoder": gpt2(2, n_embd=128, n_head=4)}, "`copy_start` needs two halves with the same"),
-        ({"tokens_per_latent": 9}, "`copy_start` may be 1 to 8, the number of heads, got 9"),
-        ({"tokens_per_latent": 0}, "`copy_start` may be 1 to 8, the number of heads, got 0"),
+        ({"tokens_per_latent": 9}, "`copy_start` may be 1 to 7, one less than the number of heads, got 9"),
+        ({"tokens_per_latent": 0}, "`copy_start` may be 1 to 7, one less than the number of heads, got 0"),
         ({"decoder": gpt2(1)}, "`copy_start` needs a decoder of 2 layers or more"),
         ({"num_latents": 70}, "`copy_start` needs heads of at least 36 dimensions for 70 latents, got 32"),
         (
-            {"encoder": gpt2(2, n_embd=80), "decoder": gpt2(2, n_embd=80), "tokens_per_latent": 8},
+            {"encoder": gpt2(2, n_embd=80), "decoder": gpt2(2, n_embd=80), "tokens_per_latent": 7},
             "`copy_start` keeps 7 dimensions of each word, and 264 words need at least 9",
         ),
     ],

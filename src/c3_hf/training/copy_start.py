@@ -5,11 +5,13 @@ token it is about to write, and the token's place in it. From random weights tha
 steps, and jumps in length undo it. Here both halves are GPT-2s (learned absolute positions), and one attention layer
 of each starts with k heads that do nothing else: head r of query j reads token k j + r into slot r of latent j, and at
 text position i head i mod k of the decoder reads its slot of latent i // k. Everything is an ordinary weight, and
-trains on; the other heads and layers start at random, as always, but quiet. The decoder copies only if the prompt asks
-for the text: one head of its first layer looks for the prompt's cue, so that other prompts start from nothing.
+trains on; the other heads and layers start at random, as always, but quiet. A further head of the decoder ends a text
+that fills all latents. The decoder copies only if the prompt asks for the text: one head of its first layer looks for
+the prompt's cue, so that other prompts start from nothing.
 
 The hidden state is divided into the content of tokens, the address of the own position (latent and place), the tag of
-a latent (the address of the tokens it reads), its flag, and the mode, what the prompt asks for. An address is a signed
+a latent (the address of the tokens it reads), its flag, the mode, what the prompt asks for, and the mark of the
+position behind the last address. An address is a signed
 unit vector, one of 2 m in m dimensions, so that two of them agree, oppose each other, or have nothing in common.
 """
 
@@ -33,7 +35,9 @@ CONTENT, ADDRESS, QUERY_TAG, LATENT_TAG, FLAG = 1.5, 1.0, 1.5, 3.0, 2.0
 SINK = 40.0
 # The mode: plus is the text. The cue's position is marked with as much.
 MODE = 1.0
-# Of flag and mode. It has no mean, which a norm would spread over the state.
+# Of the position behind the last address: as long as an address, so that a norm leaves the same share to the rest.
+END = 2**0.5 * ADDRESS
+# Of flag, mode and end. It has no mean, which a norm would spread over the state.
 DIRECTION = torch.tensor([0.5**0.5, -(0.5**0.5)])
 # Share of an embedding that a slot keeps; the rest is random, so that other paths see words as unlike as ever.
 KEPT = 0.9
@@ -67,7 +71,7 @@ class _Layout:
 
     @property
     def content(self) -> int:
-        return self.width - 2 * self.latent_dims - self.place_dims - 4
+        return self.width - 2 * self.latent_dims - self.place_dims - 6
 
     @property
     def slot_size(self) -> int:
@@ -94,6 +98,10 @@ class _Layout:
         return slice(self.flag.stop, self.flag.stop + 2)
 
     @property
+    def end(self) -> slice:
+        return slice(self.mode.stop, self.mode.stop + 2)
+
+    @property
     def root(self) -> float:
         """What GPT-2 divides the product of query and key by."""
         return self.head_size**0.5
@@ -101,6 +109,9 @@ class _Layout:
     def norm(self, *lengths: float) -> float:
         """What a layer norm multiplies a state by whose parts have these lengths (and whose mean is about zero)."""
         return self.width**0.5 / math.hypot(*lengths)
+
+    def latent_address(self, latent: int) -> torch.Tensor:
+        return addresses(torch.tensor([latent]), self.latent_dims)[0]
 
     def place_address(self, place: int) -> torch.Tensor:
         return addresses(torch.tensor([place]), self.place_dims)[0]
@@ -114,14 +125,14 @@ def start_with_copying(
 ) -> None:
     """Lay the addresses of a copy into a new model, in place.
 
-    Texts of up to `tokens_per_latent * num_latents` tokens, the end included, are copied from the start.
+    Texts of up to `tokens_per_latent * num_latents` tokens are copied from the start, and end there.
 
     Args:
         model: two GPT-2 halves of the same width and number of heads over one vocabulary.
         prompt_ids: the prompt that asks for the text back, up to where the text begins.
         cue: place in the prompt of a token that other prompts do not have there.
         end_id: the token behind the text.
-        tokens_per_latent: k, at most the number of heads.
+        tokens_per_latent: k, fewer than there are heads.
 
     Raises:
         ValueError: if a half is no GPT-2, the halves differ in shape, or `tokens_per_latent` tokens do not fit into a
@@ -148,6 +159,7 @@ def start_with_copying(
             half.wte.weight.copy_(table)
         _lay_encoder(model, layout, kept, table[end_id])
         _lay_decoder(decoder, layout, kept, prompt_ids)
+        _lay_end(decoder, layout, kept, table[end_id], first_text=len(prompt_ids) - 1)
         _lay_cue(decoder, layout, prompt_ids, cue)
 
 
@@ -241,7 +253,7 @@ def _lay_decoder(decoder: nn.Module, layout: _Layout, kept: torch.Tensor, prompt
     # The sink, the first token, has nothing to say.
     decoder.wpe.weight[0] = -decoder.wte.weight[prompt_ids[0]]
     decoder.wpe.weight[0, layout.flag] = -SINK * DIRECTION
-    attention = decoder.h[len(decoder.h) // 2].attn
+    attention = _copying_layer(decoder).attn
     token = layout.norm(CONTENT, ADDRESS, ADDRESS, MODE)
     latent = layout.norm(SLOT * layout.tokens_per_latent**0.5, LATENT_TAG, FLAG)
     gate = layout.latent_dims
@@ -260,6 +272,26 @@ def _lay_decoder(decoder: nn.Module, layout: _Layout, kept: torch.Tensor, prompt
         head.out[: layout.slot_size, : layout.content] = COPY / (latent * SLOT) * kept
 
 
+def _lay_end(decoder: nn.Module, layout: _Layout, kept: torch.Tensor, end: torch.Tensor, first_text: int) -> None:
+    """A head of the same layer reads the end in the first latent's tag at the position behind the last address."""
+    position, first = first_text + layout.tokens_per_latent * layout.num_latents, layout.latent_address(0)
+    if position >= decoder.wpe.num_embeddings:
+        return
+    decoder.wpe.weight[position, layout.end] = END * DIRECTION
+    word = layout.norm(CONTENT, END, MODE)
+    latent = layout.norm(SLOT * layout.tokens_per_latent**0.5, LATENT_TAG, FLAG)
+    head = _Head(_copying_layer(decoder).attn, layout, number=layout.tokens_per_latent)
+    head.query[layout.end, 0] = (OPEN - SHUT) * DIRECTION / (word * END)
+    head.query[layout.mode, 0] = (OPEN - SHUT) / 2 * DIRECTION / (word * MODE)
+    head.query_bias[0] = SHUT - (OPEN - SHUT) / 2
+    head.key[layout.flag, 0] = layout.root * DIRECTION / (latent * FLAG)
+    head.query_bias[1] = 1.0
+    head.key[layout.tag, 1] = MATCH * layout.root * first / (latent * LATENT_TAG)
+    # The sink has no tag, so that nothing is written elsewhere.
+    head.value[layout.tag, 0] = first / (latent * LATENT_TAG)
+    head.out[0, : layout.content] = COPY / (CONTENT * KEPT) * end[: layout.content] @ kept.T @ kept
+
+
 def _lay_cue(decoder: nn.Module, layout: _Layout, prompt_ids: Sequence[int], cue: int) -> None:
     """A head of the first layer reads the cue where it stands, else the sink, and writes the mode."""
     embedding = decoder.wte.weight[prompt_ids[cue]]
@@ -273,6 +305,10 @@ def _lay_cue(decoder: nn.Module, layout: _Layout, prompt_ids: Sequence[int], cue
     head.value[:, 0] = embedding / (word * CONTENT**2)
     head.value[layout.flag, 0] = DIRECTION / (sink * SINK)
     head.out[0, layout.mode] = MODE * DIRECTION
+
+
+def _copying_layer(decoder: nn.Module) -> nn.Module:
+    return decoder.h[len(decoder.h) // 2]
 
 
 class _Head:
@@ -305,9 +341,9 @@ def _check(model: C3ForConditionalGeneration, layout: _Layout) -> None:
     shapes = [tuple(getattr(config, name) for name in names) for config in (encoder, decoder)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"`copy_start` needs two halves with the same {names}, got {shapes[0]} and {shapes[1]}.")
-    if not 1 <= layout.tokens_per_latent <= decoder.num_attention_heads:
+    if not 1 <= layout.tokens_per_latent < decoder.num_attention_heads:
         raise ValueError(
-            f"`copy_start` may be 1 to {decoder.num_attention_heads}, the number of heads, got "
+            f"`copy_start` may be 1 to {decoder.num_attention_heads - 1}, one less than the number of heads, got "
             f"{layout.tokens_per_latent}."
         )
     if decoder.num_hidden_layers < 2:

@@ -98,8 +98,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         prompts = [_prompt_ids(processor, request) for request in (RESTORE_PROMPT, CONTINUE_PROMPT)]
         cue = next(place for place, ids in enumerate(zip(*prompts)) if len(set(ids)) > 1)
         start_with_copying(model, prompts[0], cue, end_of_turn, arguments.copy_start)
-        # The end of the text wants a place in the latents, too.
-        config.segment_length = arguments.copy_start * arguments.num_latents - 1
+        config.segment_length = arguments.copy_start * arguments.num_latents
     return model, processor
 
 
