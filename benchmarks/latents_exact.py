@@ -1,11 +1,13 @@
-"""Byte-exact mode on every kind of text and on fuzzed strings: does each come back, and at how many bits a token?
+"""Byte-exact mode on every file of texts and on fuzzed strings: does each come back, and at how many bits a token?
 
-`python -m benchmarks.latents_exact --data DATA [--limit 10] [--fuzz 10000]`
+`python -m benchmarks.latents_exact --data DATA [--limit 10] [--fuzz 10000] [--processes 2]`
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import multiprocessing
 import random
 import sys
 import time
@@ -21,37 +23,73 @@ from c3_hf.latents.restoring import context_batch
 from c3_hf.latents.segmentation import Segment, iter_segments
 from c3_hf.latents.verification import measure_margins
 
-from .latents_setup import KINDS, chunks, data_hash, load, parser, records, texts, write_record
+from .latents_setup import chunks, data_hash, load, parser, records, write_record
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
-    options.add_argument("--long-characters", type=int, default=20_000, help="characters of each long text")
+    options.add_argument("--long-characters", type=int, default=60_000, help="characters of each book")
     options.add_argument("--segment-length", type=int, default=640)
+    options.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
     options = options.parse_args(arguments)
+    if options.processes > 1:
+        torch.set_num_threads(1)
     started = time.perf_counter()
     model, processor = load(options)
-    rng = random.Random(options.seed)
-    # Edge cases are few and short: all of them, whatever the limit.
-    edge = records(options.data / "eval" / "edge.jsonl.gz", None)
-    groups: dict[str, list[bytes]] = {"edge": [record["text"].encode() for record in edge]}
-    for name, make in FUZZERS.items():
-        groups[f"fuzzed: {name}"] = [make(rng) for _ in range(options.fuzz // len(FUZZERS))]
-    groups.update({kind: [text.encode() for text in texts(options, kind)] for kind in KINDS})
-    for record in records(options.data / "long" / "books_and_code.jsonl.gz", None):
-        groups[f"long: {record['title']}"] = [record["text"][: options.long_characters].encode()]
-    noise = numeric_noise(model, processor, groups["passages_en"], options)
+    groups = fuzzed(options) | texts_by_file(options)
+    noise = numeric_noise(model, processor, groups["eval/passages_en"], options)
     rows: list[dict[str, Any]] = []
-    hashes: dict[str, str] = {}
-    for name, sources in groups.items():
-        rows.append({"kind": name, **measure(model, processor, sources, options)})
-        print(rows[-1], file=sys.stderr)
-        hashes[name] = data_hash([source.hex() for source in sources])
-        # After every kind, so that a run that is cut short has measured what it has measured.
-        more = {"data_sha256": hashes, "margin_noise": noise, "kinds_left": len(groups) - len(rows)}
-        write_record("latents_exact", options, model, started, rows, **more)
+    hashes = {name: data_hash([source.hex() for source in sources]) for name, sources in groups.items()}
+    # Children have the model and the texts from their parent. The longest kinds come first.
+    _JOBS.update({name: (model, processor, sources, options) for name, sources in groups.items()})
+    names = sorted(groups, key=lambda name: -sum(map(len, groups[name])))
+    with multiprocessing.get_context("fork").Pool(options.processes) as pool:
+        for row in pool.imap_unordered(_measure_job, names):
+            rows.append(row)
+            print(row, file=sys.stderr)
+            # After every kind, so that a run that is cut short has measured what it has measured.
+            more = {"data_sha256": hashes, "margin_noise": noise, "kinds_left": len(groups) - len(rows)}
+            write_record("latents_exact", options, model, started, in_order(rows, groups), **more)
     return 0 if all(row["identical"] == row["sources"] for row in rows) else 1
+
+
+def fuzzed(options: Any) -> dict[str, list[bytes]]:
+    """`--fuzz` strings, evenly of all fuzzers."""
+    rng = random.Random(options.seed)
+    return {
+        f"fuzzed: {name}": [make(rng) for _ in range(options.fuzz // len(FUZZERS))] for name, make in FUZZERS.items()
+    }
+
+
+def texts_by_file(options: Any) -> dict[str, list[bytes]]:
+    """The texts of every file under eval/ and long/; of the books the first `--long-characters`."""
+    found = {}
+    for path in sorted([*options.data.glob("eval/*.json*"), *options.data.glob("long/*.jsonl.gz")]):
+        name = f"{path.parent.name}/{path.name.partition('.')[0]}"
+        # Edge cases are few and short: all of them, whatever the limit.
+        limit = None if name == "eval/edge" else options.limit
+        if path.suffix == ".json":
+            pages = json.loads(path.read_text(encoding="utf-8"))[:limit]
+            texts = [page["conversations"][1]["value"] for page in pages]
+        else:
+            texts = [record["text"] for record in records(path, limit)]
+        if name == "long/books_and_code":
+            texts = [text[: options.long_characters] for text in texts]
+        found[name] = [text.encode() for text in texts]
+    return found
+
+
+def in_order(rows: Sequence[dict[str, Any]], groups: dict[str, Any]) -> list[dict[str, Any]]:
+    """`rows` in the order of `groups`: children finish in another one."""
+    return sorted(rows, key=lambda row: list(groups).index(row["kind"]))
+
+
+_JOBS: dict[str, tuple[Any, ...]] = {}
+
+
+def _measure_job(name: str) -> dict[str, Any]:
+    return {"kind": name, **measure(*_JOBS[name])}
 
 
 def measure(model: Any, processor: Any, sources: Sequence[bytes], options: Any) -> dict[str, Any]:

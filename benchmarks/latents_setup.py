@@ -23,8 +23,6 @@ from .record import Record, environment
 
 
 RESULTS = Path(__file__).parent / "results"
-# Records of ../shared/data/eval by kind; `long` gives books and code.
-KINDS = ("passages_en", "passages_zh", "code", "tables", "json_logs", "shuffled", "random")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

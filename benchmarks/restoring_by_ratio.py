@@ -1,4 +1,4 @@
-"""How well a model restores held-out text, by kind and compression ratio, and answers generated questions.
+"""How well a model restores held-out text, by kind and compression ratio, continues it, and answers questions.
 
 `python -m benchmarks.restoring_by_ratio --data-dir EVAL --output benchmarks/results/c3-tiny` writes `items.jsonl`
 (one line an item: id, kind, ratio, lengths, SHA-256 of the text, character precision, accuracy by position),
@@ -26,6 +26,7 @@ from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
 from c3_hf.evaluation.metrics.char_precision import char_precision
 from c3_hf.latents.restoring import restore_texts
 
+from .continuing import measure_continuations
 from .record import environment
 
 
@@ -53,15 +54,19 @@ class Item(NamedTuple):
 
 def held_out_items(data_dir: Path, processor: Any, ratios: list[int], limit: int | None) -> Iterator[Item]:
     """The first `ratio * num_latents` tokens of records that are long enough: of all, above `LONG` of `limit`."""
-    for kind, name, kind_in_file, lang in KINDS:
-        with gzip.open(data_dir / name, "rt", encoding="utf-8") as lines:
-            records = [json.loads(line) for line in lines]
-        records = [record for record in records if (record["kind"], record["lang"]) == (kind_in_file, lang)]
+    for kind, *where in KINDS:
+        records = list(held_out_records(data_dir, *where))
         for ratio in ratios:
             heads = [cut_to_tokens(processor.tokenizer, r["text"], ratio * processor.num_latents) for r in records]
             pairs = [(record, head) for record, head in zip(records, heads) if len(head) < len(record["text"])]
             chosen = pairs[:limit] if ratio > LONG else pairs
             yield from (Item(record["id"], kind, ratio, head) for record, head in chosen)
+
+
+def held_out_records(data_dir: Path, name: str, kind: str, lang: str) -> Iterator[dict[str, Any]]:
+    """Records of one kind and language of a file."""
+    with gzip.open(data_dir / name, "rt", encoding="utf-8") as lines:
+        yield from (record for record in map(json.loads, lines) if (record["kind"], record["lang"]) == (kind, lang))
 
 
 def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dict[str, Any]]:
@@ -90,8 +95,7 @@ def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dic
 
 def measure_answers(model: Any, processor: Any, data_dir: Path, num_questions: int) -> dict[str, Any]:
     """Generated questions ("The access code of the ... depot is ...") over held-out fiction of about 48 tokens."""
-    with gzip.open(data_dir / KINDS[0][1], "rt", encoding="utf-8") as lines:
-        texts = [record["text"] for record in map(json.loads, lines) if record["kind"] == KINDS[0][2]]
+    texts = [record["text"] for record in held_out_records(data_dir, *KINDS[0][1:])]
     rng, right = np.random.default_rng(2**31), 0
     for number in range(num_questions):
         passage = cut_to_tokens(processor.tokenizer, texts[number % len(texts)], 48)
@@ -170,6 +174,16 @@ def main() -> None:
         "dtype": "float32",
         "decoding": "greedy, one block of latents a text",
         "restoring": summarise(rows),
+        # Shuffled words have no continuation.
+        "continuing": [
+            {
+                "kind": kind,
+                **measure_continuations(
+                    model, processor, [record["text"] for record in held_out_records(arguments.data_dir, *where)]
+                ),
+            }
+            for kind, *where in KINDS[:3]
+        ],
         "answering": measure_answers(model, processor, arguments.data_dir, arguments.questions),
         "environment": environment(torch.device("cpu")),
     }
@@ -177,7 +191,7 @@ def main() -> None:
     draw(summary["restoring"], arguments.output / "curve.png")
     for row in summary["restoring"]:
         print(f"{row['kind']:24s} {row['ratio']:3d}x  n={row['num_items']:3d}  {row['char_precision']:.4f}")
-    print(f"questions {summary['answering']}")
+    print(f"continuing {summary['continuing']}\nquestions {summary['answering']}")
 
 
 if __name__ == "__main__":
