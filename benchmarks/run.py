@@ -94,7 +94,9 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device, options.suite)
     rates = floors.measure_rates(device, suite["dtype"])
-    command = " ".join(["python -m benchmarks.run", *arguments])
+    # Where the records go is a folder of this machine and no part of what was measured.
+    kept = [word for before, word in zip(["", *arguments], arguments) if "--output" not in (before, word)]
+    command = " ".join(["python -m benchmarks.run", *kept])
     for shape in options.shape or suite["shapes"]:
         model, processor = shapes.load(shape, device, suite["dtype"])
         setup = shapes.Setup(model, processor, shapes.SCALES[shape], rates)

@@ -40,6 +40,7 @@ def test_a_suite_writes_complete_records(records, tmp_path):
         is_checkout = (Path(__file__).parents[2] / ".git").exists()
         assert (len(record["commit"]["hash"]) == 40) if is_checkout else (record["commit"]["hash"] is None)
         assert record["command"].startswith("python -m benchmarks.run --suite gpu --shape toy")
+        assert "--output" not in record["command"]
         assert record["environment"]["torch"] == str(torch.__version__)
         assert record["model"]["config"]["num_latents"] == 4
         assert record["floors"] == RATES
