@@ -175,7 +175,9 @@ def plot(items: Sequence[dict[str, Any]], folder: Path) -> None:
     ]
     axes.plot(*zip(*means), "o", color="#e45756", markersize=6, label="mean of a tenth of them")
     axes.set(xlabel="expected character precision (%)", ylabel="free-running character precision (%)")
-    axes.set(xlim=(-2, 102), ylim=(-2, 102), title="Fidelity measured by one pass, and what came back")
+    lowest = 10 * (min(expected + seen) // 10)
+    axes.set(xlim=(lowest - 0.5, 100.5), ylim=(lowest - 0.5, 100.5))
+    axes.set(title="Fidelity measured by one pass, and what came back")
     axes.legend(loc="upper left", frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "fidelity_calibration.png", dpi=130)
