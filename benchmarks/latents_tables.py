@@ -25,14 +25,13 @@ def main() -> int:
 def sections(folder: Path) -> Iterator[str]:
     """A paragraph and table for each record that is there."""
     for name, section in SECTIONS.items():
-        path = folder / f"latents_{name}.tiny.cpu.json"
-        if path.is_file():
+        for path in sorted(folder.glob(f"latents_{name}.*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
-            yield section(record["measurements"], record["settings"])
+            yield section(record["measurements"], record)
             yield f"Record: [{path.name}](../benchmarks/results/{path.name}), {record['date'][:10]}.\n\n"
 
 
-def exact(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def exact(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     lines = ["**Byte-exact mode.** Sources restored byte for byte, and what that took.\n", ""]
     lines += ["| text | identical | tokens | residual bits a token | wrong tokens | near ties | stored as bytes |"]
     lines += ["|---|---|---|---|---|---|---|"]
@@ -43,12 +42,12 @@ def exact(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             f"{row['residual_bits_a_token']:.3f} | {row['wrong_tokens']:,} | {row['near_tokens']:,} | "
             f"{stored:,} of {row['segments']:,} segments ({row['stored_failed']:,} because restoring failed) |"
         )
-    noise = settings["margin_noise"]
+    noise = record["settings"]["margin_noise"]
     lines += ["", f"Margins move by at most {noise['largest']:.1e} logits between batch sizes.", ""]
     return "\n".join(lines)
 
 
-def fidelity(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def fidelity(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     total = rows[0]
     lines = [
         f"**Fidelity.** {total['certainly_exact']:,} of {total['segments']:,} segments were certain to come back, "
@@ -70,23 +69,26 @@ def fidelity(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "![Expected and seen precision](images/fidelity_calibration.png)", ""])
 
 
-def target(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def target(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     lines = [
-        "**Target fidelity** against the best fixed length that has as good a worst segment.\n",
-        "| document | target | worst segment | latents | fixed length needs | passes | below target |",
-        "|---|---|---|---|---|---|---|",
+        f"**Target fidelity**, model {record['model']['name']}: latents, and what the best fixed length needs for as good "
+        "a worst segment, and for as many right tokens. Segments below the target reach it at no length.\n",
+        "| document | target | worst segment | tokens right | latents | fixed, same worst | fixed, as many right "
+        "| passes | below target |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "target" in row:
-            fixed = row["fixed_latents_for_the_same_worst"]
+            fixed = [row["fixed_latents_for_the_same_worst"], row["fixed_latents_for_as_many_right"]]
             lines.append(
-                f"| {row['document']} | {row['target']} | {row['worst_segment']:.4f} | {row['latents']:,} | "
-                f"{'none does' if fixed is None else f'{fixed:,}'} | {row['passes']:.2f} | {row['below_target']} |"
+                f"| {row['document']} | {row['target']} | {row['worst_segment']:.4f} | {row['tokens_right']:.4f} | "
+                f"{row['latents']:,} | {' | '.join('none does' if one is None else f'{one:,}' for one in fixed)} | "
+                f"{row['passes']:.2f} | {row['below_target']} of {row['segments']} |"
             )
     return "\n".join([*lines, ""])
 
 
-def scaling(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def scaling(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     lines = ["**Any length.**\n", "| tokens | seconds | tokens a second | time exponent | peak memory, MB |"]
     lines += ["|---|---|---|---|---|"]
     for row in rows:
@@ -98,7 +100,7 @@ def scaling(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def kill(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def kill(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     total = rows[0]
     return (
         f"**Kill and resume.** {total['kills']} times SIGKILL at random moments over {total['finished_files']} files: "
@@ -106,7 +108,7 @@ def kill(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     )
 
 
-def questions(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+def questions(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     lines = [
         "**Questions a second** to one text.\n",
         "| segments | stored, opened each time | stored, in memory | text |",

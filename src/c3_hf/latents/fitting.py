@@ -33,9 +33,19 @@ class MeasuredSegment:
     margins: torch.Tensor | None
 
     @property
+    def fidelity(self) -> SegmentFidelity | None:
+        """What the margins say."""
+        return None if self.margins is None else SegmentFidelity.from_margins(self.margins)
+
+    @property
     def token_accuracy(self) -> float:
         """Share of right positions, 0 to 1; 1 where nothing was measured."""
-        return 1.0 if self.margins is None else SegmentFidelity.from_margins(self.margins).token_accuracy
+        return 1.0 if self.fidelity is None else self.fidelity.token_accuracy
+
+    @property
+    def num_errors(self) -> int:
+        """Number of wrong positions."""
+        return 0 if self.fidelity is None else self.fidelity.num_errors
 
     def reach(self, target: float) -> int:
         """Encoder tokens at the start that reach the target when taken by themselves: errors gather at the end."""
@@ -51,6 +61,14 @@ Measure = Callable[[Sequence[Segment]], list[MeasuredSegment]]
 Cut = Callable[[Source, int], Iterator[Segment]]
 
 
+@dataclass(frozen=True)
+class _Recut:
+    """Neighbours that miss the target, and what their text was cut into instead."""
+
+    before: list[MeasuredSegment]
+    after: list
+
+
 def fit_segments(
     segments: Sequence[Segment],
     measure: Measure,
@@ -63,7 +81,8 @@ def fit_segments(
 
     Neighbours that miss it are joined and cut together anew, as long as the start of each was good, but
     by a factor of 0.5 to 0.8 shorter than before. So the number of passes is at most
-    2 + log(longest / shortest) / log(1 / 0.8), and each goes only over what still misses.
+    2 + log(longest / shortest) / log(1 / 0.8), and each goes only over what still misses. Shorter segments that bring
+    no more tokens back, as where a word is wrong at any length, are given up for the longer ones.
 
     Args:
         segments: Consecutive segments, as long as they may be.
@@ -73,30 +92,40 @@ def fit_segments(
         shortest: Encoder tokens below which no segment is cut.
 
     Returns:
-        Segments of the same text in order; none that misses the target has more than `shortest` tokens.
+        Segments of the same text in order.
     """
-    items: list[MeasuredSegment | Segment] = list(segments)
-    while pending := [index for index, item in enumerate(items) if isinstance(item, Segment)]:
-        missing = set()
-        for index, measured in zip(pending, measure([item for item in items if isinstance(item, Segment)])):
-            items[index] = measured
-            if measured.token_accuracy < target and len(measured.segment.encoder_ids) > shortest:
-                missing.add(index)
-        items = list(_recut(items, missing, cut, target, shortest))
-    return [item for item in items if isinstance(item, MeasuredSegment)]
+    # Lists of segments that wait to be measured; each becomes a list of measured segments and recuts.
+    whole: list = list(segments)
+    waiting = [whole]
+    while any(waiting):
+        measured = iter(measure([segment for part in waiting for segment in part]))
+        for part in waiting:
+            part[:] = _recut([next(measured) for _ in part], cut, target, shortest)
+        waiting = [item.after for part in waiting for item in part if isinstance(item, _Recut)]
+    return list(_chosen(whole))
 
 
-def _recut(
-    items: list, missing: set[int], cut: Cut, target: float, shortest: int
-) -> Iterator[MeasuredSegment | Segment]:
-    for is_missing, group in groupby(range(len(items)), key=missing.__contains__):
-        run = [items[index] for index in group]
+def _recut(items: list[MeasuredSegment], cut: Cut, target: float, shortest: int) -> Iterator[MeasuredSegment | _Recut]:
+    def misses(item: MeasuredSegment) -> bool:
+        return item.token_accuracy < target and len(item.segment.encoder_ids) > shortest
+
+    for is_missing, group in groupby(items, key=misses):
+        run = list(group)
         if not is_missing:
             yield from run
             continue
-        lengths = [len(item.segment.encoder_ids) for item in run]
+        longest = max(len(item.segment.encoder_ids) for item in run)
         reach = min(item.reach(target) for item in run)
-        limit = min(max(reach, int(max(lengths) * _LARGEST_STEP)), int(max(lengths) * _SMALLEST_STEP))
-        limit = max(shortest, limit)
+        limit = max(shortest, min(max(reach, int(longest * _LARGEST_STEP)), int(longest * _SMALLEST_STEP)))
         text = "".join(item.segment.text for item in run)
-        yield from cut([text.encode("utf-8", "surrogateescape")], limit)
+        yield _Recut(run, list(cut([text.encode("utf-8", "surrogateescape")], limit)))
+
+
+def _chosen(items: list) -> Iterator[MeasuredSegment]:
+    for item in items:
+        if isinstance(item, _Recut):
+            after = list(_chosen(item.after))
+            fewer_errors = sum(piece.num_errors for piece in after) < sum(piece.num_errors for piece in item.before)
+            yield from after if fewer_errors else item.before
+        else:
+            yield item
