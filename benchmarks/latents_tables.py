@@ -71,8 +71,8 @@ def fidelity(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
 
 def target(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     lines = [
-        f"**Target fidelity**, model {record['model']['name']}: latents, and what the best fixed length needs for as good "
-        "a worst segment, and for as many right tokens. Segments below the target reach it at no length.\n",
+        f"**Target fidelity**, model {record['model']['name']}: latents, and what the best fixed length needs for as "
+        "good a worst segment, and for as many right tokens. Segments below the target reach it at no length.\n",
         "| document | target | worst segment | tokens right | latents | fixed, same worst | fixed, as many right "
         "| passes | below target |",
         "|---|---|---|---|---|---|---|---|---|",
