@@ -25,7 +25,7 @@ from .latents_setup import data_hash, load, parser, texts, write_record
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--kills", type=int, default=50)
-    options.add_argument("--segment-length", type=int, default=64)
+    options.add_argument("--segment-length", type=int, default=16)
     options.set_defaults(batch_size=2)
     options = options.parse_args(arguments)
     torch.set_num_threads(1)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compress_with_kills(model, processor, source, path, options, rng, rows) -> int:
-    """Let children compress `source` into `path`, each killed within a second, until the file is there."""
+    """Let children compress `source` into `path`, each killed within five seconds, until the file is there."""
     journal = path.with_name(path.name + ".journal")
     lost = 0
     while not path.exists():
@@ -68,7 +68,8 @@ def compress_with_kills(model, processor, source, path, options, rng, rows) -> i
                 batch_size=options.batch_size,
             )
             os._exit(0)
-        time.sleep(rng.uniform(0.0, 2.0))
+        # A group of this size takes about one second, so that most children finish a few and die in the middle of one.
+        time.sleep(rng.uniform(0.0, 5.0))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         if path.exists():
@@ -77,6 +78,7 @@ def compress_with_kills(model, processor, source, path, options, rng, rows) -> i
         after = Journal(journal).num_records
         lost += max(0, before - after)
         seconds = time.perf_counter() - begun
+        print(f"kill {len(rows) + 1}: {before} groups before, {after} after", file=sys.stderr)
         rows.append({"after_s": seconds, "journal_bytes": size, "groups": after, "groups_before": before})
     return lost
 
