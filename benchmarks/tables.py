@@ -79,7 +79,7 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
 
 
 def plain(name: str) -> Column:
-    return name.replace("_", " "), lambda row: f"{row[name]:,}" if isinstance(row[name], int) else str(row[name])
+    return name.replace("_", " "), lambda row: f"{row[name]:,}" if type(row[name]) is int else str(row[name])
 
 
 def number(title: str, path: str, form: str = ",.1f", factor: float = 1.0) -> Column:
