@@ -55,6 +55,8 @@ SCALES = {
     ),
     # Compressing 64 contexts of 256 tokens takes a core most of a minute; more is left to a GPU.
     "medium": Scale({256: (1, 8, 16, 64), 1024: (1, 8), 4096: (1,)}, 64, 640, (1280, 2560), (10_240,), repeats=3),
+    # Small enough for a CPU to read 65,536 tokens, once.
+    "small": Scale({256: (1, 64), 1024: (64,)}, 64, 640, (1024, 4096, 16384, 65536), (10_240,), repeats=1, warmup=0),
     "released": Scale(
         dict.fromkeys((256, 1024, 4096), (1, 8, 64)),
         128,
@@ -75,7 +77,7 @@ def _half(vocab_size: int, hidden_size: int, intermediate_size: int, layers: int
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
+        "max_position_embeddings": 131072,
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
         "bos_token_id": 0,
@@ -97,18 +99,20 @@ def _pair(vocab_size: int, encoder: tuple[int, ...], decoder: tuple[int, ...], n
 
 
 def make_config(shape: str) -> C3Config:
-    """Configuration of a random-weight shape: `toy`, `medium` (100 M + 200 M) or `released` (1.5 B + 3 B).
+    """Configuration of a random-weight shape: `toy`, `small` (2 M + 4 M), `medium` (100 M + 200 M) or `released`.
 
-    The vocabulary of `medium` is smaller than the released one, so that head and tables have about the same share of
-    the work as there.
+    The vocabularies of `small` and `medium` are smaller than the released one, so that head and tables have about the
+    same share of the work as there.
     """
     if shape == "toy":
         return _pair(512, (32, 64, 2, 4), (48, 96, 2, 4), 4)
+    if shape == "small":
+        return _pair(4096, (192, 512, 4, 4), (256, 768, 4, 4), 32)
     if shape == "medium":
         return _pair(32768, (768, 2048, 14, 12), (1024, 3072, 14, 16), 32)
     if shape == "released":
         return C3Config(inline_context_start_token_id=None, inline_context_end_token_id=None)
-    raise ValueError(f"`shape` must be toy, tiny, medium or released, got {shape!r}.")
+    raise ValueError(f"`shape` must be toy, tiny, small, medium or released, got {shape!r}.")
 
 
 def load(

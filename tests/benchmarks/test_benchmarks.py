@@ -127,7 +127,7 @@ def test_shapes_have_the_sizes_they_are_named_for(shape, encoder, decoder):
 
 
 def test_an_unknown_shape_is_refused():
-    with pytest.raises(ValueError, match="`shape` must be toy, tiny, medium or released, got 'huge'"):
+    with pytest.raises(ValueError, match="`shape` must be toy, tiny, small, medium or released, got 'huge'"):
         make_config("huge")
 
 
