@@ -52,11 +52,16 @@ def test_fidelity_and_exact_restoring_count_the_decoders_tokens(text, tmp_path):
     torch.testing.assert_close(again, context.margins.float(), atol=0.01, rtol=0.01)
 
 
-def test_a_target_is_fitted_in_the_encoders_tokens():
-    context = compress(PROSE, MODEL, PROCESSOR, segment_length=64, target_fidelity=0.99, min_segment_length=20)
+def test_a_target_is_fitted_in_the_encoders_tokens(monkeypatch):
+    def forty_right(_, latents, sequences):
+        return [torch.where(torch.arange(len(ids) + 1) < 40, 1.0, -1.0) for ids in sequences]
+
+    monkeypatch.setattr("c3_hf.latents.compressor.measure_margins", forty_right)
+    context = compress(PROSE, MODEL, PROCESSOR, segment_length=64, target_fidelity=1.0)
     segments = pieces(context, PROSE)
-    assert all(count(PROCESSOR.encoder_tokenizer, segment) <= 20 for segment in segments)
-    assert max(count(PROCESSOR.tokenizer, segment) for segment in segments) > 20
+    assert all(segment.is_exact for segment in context.fidelity)
+    assert max(count(PROCESSOR.encoder_tokenizer, segment) for segment in segments) > 16
+    assert max(count(PROCESSOR.tokenizer, segment) for segment in segments) in range(32, 40)
 
 
 def test_a_reply_may_have_as_many_tokens_as_the_decoder_needs(monkeypatch):

@@ -63,4 +63,4 @@ def test_a_model_that_starts_as_a_copy_says_how_long_its_segments_may_be(write_r
     half = {"model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 256}
     changes = {"text_config": half, "encoder_config": half, "copy_start": 3}
     model, _ = prepare_model(parse_recipe(write_recipe({**recipe, **changes}))[0])
-    assert model.config.segment_length == 3 * model.config.num_latents - 1
+    assert model.config.segment_length == 3 * model.config.num_latents
