@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(1)
     started = time.perf_counter()
     model, processor = load(options)
-    groups = fuzzed(options) | texts_by_file(options)
+    found = fuzzed(options) | texts_by_file(options)
+    groups = {name: sources for name, sources in found.items() if sources}
     noise = numeric_noise(model, processor, groups["eval/passages_en"], options)
     rows: list[dict[str, Any]] = []
     hashes = {name: data_hash([source.hex() for source in sources]) for name, sources in groups.items()}
