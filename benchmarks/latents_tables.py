@@ -32,7 +32,9 @@ def sections(folder: Path) -> Iterator[str]:
 
 
 def exact(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
-    lines = ["**Byte-exact mode.** Sources restored byte for byte, and what that took.\n", ""]
+    left = record["settings"]["kinds_left"]
+    stopped = f" The run was stopped; {left} kinds were not reached." if left else ""
+    lines = [f"**Byte-exact mode.** Sources restored byte for byte, and what that took.{stopped}\n"]
     lines += ["| text | identical | tokens | residual bits a token | wrong tokens | near ties | stored as bytes |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for row in rows:

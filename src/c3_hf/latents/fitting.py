@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -32,7 +33,7 @@ class MeasuredSegment:
     scales: torch.Tensor | None
     margins: torch.Tensor | None
 
-    @property
+    @cached_property
     def fidelity(self) -> SegmentFidelity | None:
         """What the margins say."""
         return None if self.margins is None else SegmentFidelity.from_margins(self.margins)
