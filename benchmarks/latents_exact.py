@@ -1,18 +1,21 @@
 """Byte-exact mode on every file of texts and on fuzzed strings: does each come back, and at how many bits a token?
 
-`python -m benchmarks.latents_exact --data DATA [--limit 10] [--fuzz 10000] [--processes 2]`
+`python -m benchmarks.latents_exact --data DATA [--books] [--limit 10] [--fuzz 10000] [--processes 2]`
+
+The books are six million tokens, five times all the rest, and have a record of their own (`--books`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -20,16 +23,16 @@ import torch
 from c3_hf.latents import CompressedContext, restore
 from c3_hf.latents.compressor import CompressOptions, Compressor
 from c3_hf.latents.restoring import context_batch
-from c3_hf.latents.segmentation import Segment, iter_segments
+from c3_hf.latents.segmentation import iter_segments
 from c3_hf.latents.verification import measure_margins
 
-from .latents_setup import chunks, data_hash, load, parser, records, write_record
+from .latents_setup import data_hash, load, parser, records, write_record
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
-    options.add_argument("--long-characters", type=int, default=60_000, help="characters of each book")
+    options.add_argument("--books", action="store_true", help="the books of long/ instead of everything else")
     options.add_argument("--segment-length", type=int, default=640)
     options.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
     options = options.parse_args(arguments)
@@ -37,9 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(1)
     started = time.perf_counter()
     model, processor = load(options)
-    found = fuzzed(options) | texts_by_file(options)
+    found = books(options) if options.books else fuzzed(options) | texts_by_file(options)
     groups = {name: sources for name, sources in found.items() if sources}
-    noise = numeric_noise(model, processor, groups["eval/passages_en"], options)
+    noise = numeric_noise(model, processor, next(iter(texts_by_file(options).values())), options)
     rows: list[dict[str, Any]] = []
     hashes = {name: data_hash([source.hex() for source in sources]) for name, sources in groups.items()}
     # Children have the model and the texts from their parent. The longest kinds come first.
@@ -64,7 +67,7 @@ def fuzzed(options: Any) -> dict[str, list[bytes]]:
 
 
 def texts_by_file(options: Any) -> dict[str, list[bytes]]:
-    """The texts of every file under eval/ and long/; of the books the first `--long-characters`."""
+    """The texts of every file under eval/ and long/, but for the books."""
     found = {}
     for path in sorted([*options.data.glob("eval/*.json*"), *options.data.glob("long/*.jsonl.gz")]):
         name = f"{path.parent.name}/{path.name.partition('.')[0]}"
@@ -73,12 +76,18 @@ def texts_by_file(options: Any) -> dict[str, list[bytes]]:
         if path.suffix == ".json":
             pages = json.loads(path.read_text(encoding="utf-8"))[:limit]
             texts = [page["conversations"][1]["value"] for page in pages]
-        else:
+        elif path.name != BOOKS:
             texts = [record["text"] for record in records(path, limit)]
-        if name == "long/books_and_code":
-            texts = [text[: options.long_characters] for text in texts]
+        else:
+            continue
         found[name] = [text.encode() for text in texts]
     return found
+
+
+def books(options: Any) -> dict[str, list[bytes]]:
+    """Each book, and the one codebase, as a kind of its own."""
+    found = records(options.data / "long" / BOOKS, options.limit)
+    return {f"long/books_and_code: {record['title']}": [record["text"].encode()] for record in found}
 
 
 def in_order(rows: Sequence[dict[str, Any]], groups: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,6 +95,7 @@ def in_order(rows: Sequence[dict[str, Any]], groups: dict[str, Any]) -> list[dic
     return sorted(rows, key=lambda row: list(groups).index(row["kind"]))
 
 
+BOOKS = "books_and_code.jsonl.gz"
 _JOBS: dict[str, tuple[Any, ...]] = {}
 
 
@@ -96,26 +106,25 @@ def _measure_job(name: str) -> dict[str, Any]:
 def measure(model: Any, processor: Any, sources: Sequence[bytes], options: Any) -> dict[str, Any]:
     """Compress every source byte-exactly, restore it with another batch size, compare, count."""
     compressor = Compressor(model, processor, make_options(options).resolved(model))
-    identical = tokens = 0
+    owned = (
+        (owner, segment)
+        for owner, source in enumerate(sources)
+        for segment in iter_segments(source, processor.tokenizer, options.segment_length)
+    )
+    restored = [hashlib.sha256() for _ in sources]
+    tokens = 0
     started = time.perf_counter()
-    for group in chunks(sources, 512):
-        segments: list[Segment] = []
-        owners: list[int] = []
-        for owner, source in enumerate(group):
-            found = list(iter_segments(source, processor.tokenizer, options.segment_length))
-            segments += found
-            owners += [owner] * len(found)
-        context = CompressedContext(compressor.header, **compressor.compress_group(segments))
-        restored = [b""] * len(group)
+    while group := list(islice(owned, 8 * options.batch_size)):
+        context = CompressedContext(compressor.header, **compressor.compress_group([segment for _, segment in group]))
         pieces = restore_each(context, model, processor, options.batch_size // 2 + 5)
-        for owner, data in zip(owners, pieces):
-            restored[owner] += data
-        identical += sum(first == second for first, second in zip(restored, group))
+        for (owner, _), data in zip(group, pieces):
+            restored[owner].update(data)
         tokens += context.num_tokens
     counts = dataclasses.asdict(compressor.counts)
+    digests = [hashlib.sha256(source).digest() for source in sources]
     return {
         "sources": len(sources),
-        "identical": identical,
+        "identical": sum(first.digest() == second for first, second in zip(restored, digests)),
         "bytes": sum(map(len, sources)),
         "tokens": tokens,
         "residual_bits_a_token": 8 * counts["residual_bytes"] / max(1, tokens),

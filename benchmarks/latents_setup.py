@@ -88,8 +88,3 @@ def write_record(
     ).write(options.output)
     print(f"{time.strftime('%H:%M:%S')} {path.name}", file=sys.stderr)
     return path
-
-
-def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """`items` in runs of `size`."""
-    return (items[start : start + size] for start in range(0, len(items), size))
