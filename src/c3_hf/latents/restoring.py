@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, ProcessorMixin, StaticCache
+from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
+from .decoding import ForcedTokens, generate_in_stretches
 from .fingerprints import restoring_prompt_ids
 from .segmentation import encode_plain
 
@@ -15,30 +16,6 @@ from .segmentation import encode_plain
 # Tokens guessed at a step from what the text has said before, where one text is restored alone: the checked guesses
 # give the same tokens in fewer steps (docs/log.md). transformers does it for a batch of one only.
 _DRAFTED_TOKENS = 3
-
-
-class ForcedTokens(LogitsProcessor):
-    """Let greedy decoding go where it wants except at given steps.
-
-    Args:
-        forced: `(batch_size, num_steps)` int64, the token id to take at each step; -1 where decoding is free.
-    """
-
-    def __init__(self, forced: torch.LongTensor):
-        self.forced = forced
-        self._prompt_length: int | None = None
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores `(batch_size, vocab_size)` with everything but the forced tokens at minus infinity."""
-        if self._prompt_length is None:
-            self._prompt_length = input_ids.shape[1]
-        step = input_ids.shape[1] - self._prompt_length
-        if step >= self.forced.shape[1]:
-            return scores
-        wanted = self.forced[:, step].to(scores.device)
-        choices = torch.arange(scores.shape[-1], device=scores.device)
-        other = (wanted >= 0).unsqueeze(1) & (choices != wanted.unsqueeze(1))
-        return scores.masked_fill(other, -torch.inf)
 
 
 class Restorer:
@@ -78,44 +55,43 @@ class Restorer:
             The new ids of each row, without the stop token and what follows it.
         """
         batch_size = len(context_latents)
-        processors = LogitsProcessorList()
+        steps = None
         if forced is not None and lengths is not None:
             steps = torch.full((batch_size, max(lengths) + 1), -1)
             for row, (corrections, length) in enumerate(zip(forced, lengths)):
                 for step, token_id in corrections:
                     steps[row, step] = token_id
                 steps[row, length] = self.stop_ids[0]
-            processors.append(ForcedTokens(steps.to(context_latents.device)))
         input_ids = self.prompt_ids.expand(batch_size, -1)
         max_new_tokens = min(max_new_tokens, self.room)
         chosen = self.model.generation_config.cache_implementation
         # A static cache cannot take guesses back.
         drafts = batch_size == 1 and lengths is None and chosen is None
-        cache = None
+        # Spelled out, because what is left open comes from the checkpoint's own generation settings.
+        settings = {
+            "do_sample": False,
+            "num_beams": 1,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
+            "eos_token_id": self.stop_ids,
+            "pad_token_id": self.stop_ids[0],
+            "prompt_lookup_num_tokens": _DRAFTED_TOKENS if drafts else None,
+        }
+        # On a GPU transformers would compile a step for each batch size and length; and under autocast keys and values
+        # may differ in dtype, which a static cache does not take.
         on_cpu = self.model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if batch_size > 1 and chosen is None and on_cpu:
-            # A growing cache is copied whole at each step, a static one is not: 1.6 times as fast for 32 texts
-            # of c3-tiny (docs/log.md). On a GPU transformers would compile a step for each batch size.
-            # One that generate() makes by name stays with the model, in the dtype of its first use; and under autocast
-            # keys and values may differ in dtype, which a static cache does not take.
-            cache = StaticCache(self.model.config.text_config, max_cache_len=input_ids.shape[1] + max_new_tokens)
-        # Spelled out, because what is left open comes from the checkpoint's own generation settings.
-        output = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            context_latents=context_latents,
-            logits_processor=processors,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=self.stop_ids,
-            pad_token_id=self.stop_ids[0],
-            prompt_lookup_num_tokens=_DRAFTED_TOKENS if drafts else None,
-            past_key_values=cache,
-        )
-        new_ids = output[:, input_ids.shape[1] :].tolist()
+            new_ids = generate_in_stretches(self.model, input_ids, context_latents, max_new_tokens, steps, settings)
+        else:
+            output = self.model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                context_latents=context_latents,
+                logits_processor=LogitsProcessorList([] if steps is None else [ForcedTokens(steps)]),
+                max_new_tokens=max_new_tokens,
+                **settings,
+            )
+            new_ids = output[:, input_ids.shape[1] :].tolist()
         if lengths is not None:
             return [row[:length] for row, length in zip(new_ids, lengths)]
         return [_until_stop(row, self.stop_ids) for row in new_ids]
