@@ -57,6 +57,14 @@ def test_a_file_goes_there_and_back(run, tmp_path, capfdbinary):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "a.txt.c3", "b.txt"]
 
 
+def test_leaving_out_the_check(run, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes(DATA)
+    monkeypatch.setattr("c3_hf.latents.compressor.keep_what_restores", lambda *_: pytest.fail("restored"))
+    assert run("compress", "a.txt", "--exact", "--no-check") == 0
+    assert run("restore", "a.txt.c3", "-o", "b.txt") == 0
+    assert (tmp_path / "b.txt").read_bytes() == DATA
+
+
 def test_standard_streams(run, tmp_path, stdin, capfdbinary):
     stdin(DATA)
     assert run("compress", "-", "-o", "-", "--exact") == 0

@@ -148,6 +148,25 @@ def test_a_restore_that_fails_while_compressing_falls_back_to_the_bytes(restorer
     assert counts.stored_failed == 3
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_the_check_is_a_restore_that_can_be_left_out(check, monkeypatch):
+    batches = []
+    generate = Restorer.generate
+    monkeypatch.setattr(Restorer, "generate", lambda *args, **kw: batches.append(1) or generate(*args, **kw))
+    text = "the same text and the same file either way"
+    context = compress(text, MODEL, PROCESSOR, exact=True, exact_check=check, segment_length=16)
+    assert bool(batches) == check
+    assert restore(context, MODEL, PROCESSOR).text == text
+    # Corrections that do not hold: with the check the bytes are stored, without it restoring is an error.
+    monkeypatch.setattr("c3_hf.latents.compressor.build_residual", lambda *args: Residual(((0, 65),)))
+    context = compress(text, MODEL, PROCESSOR, exact=True, exact_check=check, segment_length=16)
+    if check:
+        assert restore(context, MODEL, PROCESSOR).text == text
+    else:
+        with pytest.raises(ValueError, match="segment 0 of this byte-exact context did not come back right"):
+            restore(context, MODEL, PROCESSOR)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.binary(max_size=120), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]))
 def test_any_bytes_come_back_to_the_byte(data, dtype):

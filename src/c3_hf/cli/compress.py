@@ -37,6 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--verify", action="store_true", help="measure and store what each segment brings back")
     parser.add_argument("--exact", action="store_true", help="byte-exact: store corrections, and check by restoring")
     parser.add_argument(
+        "--no-check",
+        dest="exact_check",
+        action="store_false",
+        help="with --exact: do not restore now to see whether all comes back (restoring checks in any case)",
+    )
+    parser.add_argument(
         "--target-fidelity", type=float, metavar="SHARE", help="token accuracy each segment shall reach, such as 0.999"
     )
     parser.add_argument(
@@ -134,6 +140,7 @@ def _compress(source: str, target: str, model: Any, processor: Any, args: argpar
             verify=args.verify,
             exact=args.exact,
             target_fidelity=args.target_fidelity,
+            exact_check=args.exact_check,
             batch_size=args.batch_size,
             progress=True,
         )

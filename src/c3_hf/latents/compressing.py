@@ -37,6 +37,7 @@ def compress(
     target_fidelity: float | None = None,
     min_segment_length: int = MIN_SEGMENT_LENGTH,
     exact_margin: float | None = None,
+    exact_check: bool = True,
     batch_size: int = 16,
     progress: bool = False,
 ) -> CompressedContext:
@@ -55,12 +56,14 @@ def compress(
             that is None 20 for each latent.
         dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
         verify: Measure each segment's fidelity.
-        exact: Byte-exact mode: store what the latents do not bring back, after an actual restore of every segment.
+        exact: Byte-exact mode: store what the latents do not bring back.
         target_fidelity: Token accuracy, 0 to 1, that every segment shall reach: segments are cut shorter where needed,
             down to `min_segment_length`. Implies `verify`.
         min_segment_length: Tokens, at least 16; only with `target_fidelity`.
         exact_margin: Logit margin below which a right token is corrected too; by default 0.01 in float32, 0.5 in
             bfloat16, 0.1 in float16. Only with `exact`.
+        exact_check: Restore every segment now, and store one that fails as bytes. Without, in half the time or less,
+            such a segment is an error when it is restored. Only with `exact`.
         batch_size: Segments in one batch.
         progress: Whether to show a progress bar on a terminal.
 
@@ -73,7 +76,15 @@ def compress(
         TypeError: If `source` is of another type.
     """
     options = CompressOptions(
-        segment_length, dtype, verify, exact, target_fidelity, min_segment_length, exact_margin, batch_size
+        segment_length=segment_length,
+        dtype=dtype,
+        verify=verify,
+        exact=exact,
+        target_fidelity=target_fidelity,
+        min_segment_length=min_segment_length,
+        exact_margin=exact_margin,
+        exact_check=exact_check,
+        batch_size=batch_size,
     )
     compressor = Compressor(model, processor, options.resolved(model))
     with tqdm(total=_size(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:

@@ -46,6 +46,7 @@ class CompressOptions:
     target_fidelity: float | None
     min_segment_length: int
     exact_margin: float | None
+    exact_check: bool
     batch_size: int
 
     def resolved(self, model: PreTrainedModel) -> CompressOptions:
@@ -203,11 +204,14 @@ class Compressor:
         return projector(dequantize(latents, scales).to(projector.weight.device, projector.weight.dtype))
 
     def _residuals(self, measured: Sequence[MeasuredSegment]) -> list[Residual]:
-        """Corrections for each segment that an actual restore has confirmed."""
+        """Corrections for each segment, confirmed by an actual restore if `exact_check` asks for it."""
         threshold = cast("float", self.options.exact_margin)  # filled in by `resolved`
         residuals = [
             build_residual(self.restorer, item.segment, item.margins, threshold, self.counts) for item in measured
         ]
+        self.counts.segments += len(measured)
+        if not self.options.exact_check:
+            return residuals
         lengths = [len(item.segment.token_ids) for item in measured]
         for rows in batches_by_length(lengths, self.options.batch_size):
             batch = [measured[row] for row in rows]
@@ -217,7 +221,6 @@ class Compressor:
             keep_what_restores(self.restorer, features, [item.segment for item in batch], confirmed, self.counts)
             for row, residual in zip(rows, confirmed):
                 residuals[row] = residual
-        self.counts.segments += len(measured)
         return residuals
 
     def _tensors(
