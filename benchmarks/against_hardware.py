@@ -27,8 +27,7 @@ def encode(setup: Setup, context_length: int, batch_size: int) -> dict[str, Any]
     seconds = measure(
         {"encode": lambda: setup.model.get_context_features(contexts)},
         setup.device,
-        warmup=setup.scale.warmup,
-        repeats=setup.scale.repeats,
+        **setup.rounds(batch_size * context_length),
     )["encode"]
     floor = encode_flops(setup.model, batch_size, context_length) / setup.rates["matmul_flops_per_s"]
     return {

@@ -2,61 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from .original import OriginalC3, original_context_ids
 from .record import measure, peak_memory, ratio, spread
-from .shapes import Setup, fixed_length
+from .shapes import ENDLESS, Setup
 
 
 def run(setup: Setup) -> list[dict[str, Any]]:
-    """One row for each context length and batch size.
+    """One row for each context length and batch size, and for replies as long as the shortest context.
 
     The original generates for one text at a time, so a batch takes it that many times its time for one.
     """
     original = OriginalC3(setup.model).eval()
-    return [
-        compare(setup, original, length, batch_size)
-        for length, batch_sizes in setup.scale.batches.items()
-        for batch_size in batch_sizes
-    ]
+    scale = setup.scale
+    cells = [(length, size, scale.new_tokens) for length, sizes in scale.batches.items() for size in sizes]
+    shortest = min(scale.batches)
+    cells += [(shortest, size, shortest) for size in scale.whole_batches]
+    return [compare(setup, original, *cell) for cell in cells]
 
 
 @torch.no_grad()
-def compare(setup: Setup, original: OriginalC3, context_length: int, batch_size: int) -> dict[str, Any]:
+def compare(
+    setup: Setup, original: OriginalC3, context_length: int, batch_size: int, new_tokens: int
+) -> dict[str, Any]:
     """Times, tokens a second, speed-up and peak memory; the new tokens of the first text must agree."""
-    scale, device = setup.scale, setup.device
+    device = setup.device
     contexts, prompts = setup.random_ids(batch_size, context_length), setup.prompt_ids(batch_size)
     context_ids = original_context_ids(setup.model.config, contexts[:1])
 
     first_text: dict[str, torch.LongTensor] = {}
 
     def c3() -> None:
-        first_text["c3"] = setup.generate(scale.new_tokens, prompts, context_input_ids=contexts)[0]
+        first_text["c3"] = setup.generate(new_tokens, prompts, context_input_ids=contexts)[0]
 
     def restated() -> None:
         output = original.generate(
             input_ids=prompts[:1],
             attention_mask=torch.ones_like(prompts[:1]),
             context_ids=context_ids,
-            **fixed_length(scale.new_tokens),
+            max_new_tokens=new_tokens,
+            **ENDLESS,
         )
         first_text["original"] = output[0]
 
-    seconds = measure({"c3": c3, "original": restated}, device, warmup=scale.warmup, repeats=scale.repeats)
-    tokens = batch_size * scale.new_tokens
+    candidates = {"c3": c3, "original": restated}
+    rounds = setup.rounds(batch_size * context_length)
+    if rounds["repeats"] > 1:
+        seconds = measure(candidates, device, **rounds)
+        peaks = {name: peak_memory(function, device) for name, function in candidates.items()}
+    else:
+        seconds, peaks = {}, {}
+        for name, function in candidates.items():
+            peaks[name] = peak_memory(partial(_time_once, name, function, device, seconds), device)
+    tokens = batch_size * new_tokens
     return {
         "context_length": context_length,
         "batch_size": batch_size,
-        "new_tokens": scale.new_tokens,
+        "new_tokens": new_tokens,
         "c3_s": spread(seconds["c3"]),
         "original_s_per_text": spread(seconds["original"]),
         "c3_tokens_per_s": spread([tokens / value for value in seconds["c3"]]),
-        "original_tokens_per_s": spread([scale.new_tokens / value for value in seconds["original"]]),
+        "original_tokens_per_s": spread([new_tokens / value for value in seconds["original"]]),
         "speedup": ratio(seconds["original"], seconds["c3"], batch_size),
-        "c3_peak_bytes": peak_memory(c3, device),
-        "original_peak_bytes": peak_memory(restated, device),
+        "c3_peak_bytes": peaks["c3"],
+        "original_peak_bytes": peaks["original"],
         "same_tokens_in_first_text": bool(torch.equal(first_text["c3"], first_text["original"])),
     }
+
+
+def _time_once(name: str, function: Callable[[], None], device: torch.device, seconds: dict[str, list[float]]) -> None:
+    seconds |= measure({name: function}, device, warmup=0, repeats=1)

@@ -9,9 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from c3_hf import C3Config, C3ForConditionalGeneration, tiny_model_path
+from c3_hf.latents.decoding import generate_in_stretches
 
 
 SEED = 0
+# Options of generate() for greedy decoding to the last token that is allowed: no vocabulary has an id like this.
+ENDLESS: dict[str, Any] = {"do_sample": False, "num_beams": 1, "eos_token_id": [1 << 30], "pad_token_id": 0}
+# Context tokens in a batch from which on a CPU times one round and no warm-up: it is minutes long.
+ONE_ROUND = 1 << 15
 # Tokens of the original's restoring prompt around its block of placeholders.
 PROMPT_LENGTH_BEFORE, PROMPT_LENGTH_AFTER = 21, 9
 
@@ -29,6 +34,7 @@ class Scale:
         repeats: timed rounds.
         warmup: rounds before them.
         restore_lengths: shortest and longest of the 64 segments that are restored together.
+        whole_batches: batch sizes at which replies as long as the shortest context are measured, too.
     """
 
     batches: dict[int, tuple[int, ...]]
@@ -39,10 +45,13 @@ class Scale:
     repeats: int = 5
     warmup: int = 1
     restore_lengths: tuple[int, int] = (16, 128)
+    whole_batches: tuple[int, ...] = ()
 
 
 SCALES = {
-    "toy": Scale({16: (1, 2), 32: (2,)}, 4, 16, (64, 128), (64, 256), repeats=2, restore_lengths=(2, 4)),
+    "toy": Scale(
+        {16: (1, 2), 32: (2,)}, 4, 16, (64, 128), (64, 256), repeats=2, restore_lengths=(2, 4), whole_batches=(2,)
+    ),
     # Its encoder has 1,088 positions, its decoder 2,048.
     "tiny": Scale(
         {256: (1, 8, 64), 1024: (1, 16)},
@@ -52,9 +61,17 @@ SCALES = {
         (10_000, 30_000, 100_000),
         repeats=3,
         restore_lengths=(32, 256),
+        whole_batches=(64,),
     ),
-    # Compressing 64 contexts of 256 tokens takes a core most of a minute; more is left to a GPU.
-    "medium": Scale({256: (1, 8, 16, 64), 1024: (1, 8), 4096: (1,)}, 64, 640, (1280, 2560), (10_240,), repeats=3),
+    "medium": Scale(
+        {256: (1, 8, 16, 64), 1024: (1, 8, 64), 4096: (1, 8, 64)},
+        64,
+        640,
+        (1280, 2560),
+        (10_240,),
+        repeats=3,
+        whole_batches=(16, 64),
+    ),
     # Small enough for a CPU to read 65,536 tokens, once.
     "small": Scale({256: (1, 64), 1024: (64,)}, 64, 640, (1024, 4096, 16384, 65536), (10_240,), repeats=1, warmup=0),
     "released": Scale(
@@ -166,6 +183,12 @@ class Setup:
     def device(self) -> torch.device:
         return self.model.device
 
+    def rounds(self, context_tokens: int) -> dict[str, int]:
+        """`warmup` and `repeats` for so many tokens of context in one batch."""
+        if self.device.type == "cpu" and context_tokens >= ONE_ROUND:
+            return {"warmup": 0, "repeats": 1}
+        return {"warmup": self.scale.warmup, "repeats": self.scale.repeats}
+
     def random_ids(self, *shape: int) -> torch.LongTensor:
         """Ids of ordinary tokens, the same at every call with the same shape."""
         generator = torch.Generator().manual_seed(SEED)
@@ -189,26 +212,22 @@ class Setup:
     def generate(self, new_tokens: int, input_ids: torch.LongTensor, **options: Any) -> torch.LongTensor:
         """Exactly `new_tokens` greedy tokens, `(batch_size, prompt_length + new_tokens)`.
 
-        The cache is static where it pays: for batches on a CPU, as in `c3_hf.latents.restoring.Restorer`, and on a
-        GPU, where generate() then compiles the decode step by itself.
+        Batches are decoded in stretches on a CPU, as in `c3_hf.latents.restoring.Restorer`. On a GPU the cache is
+        static: generate() then compiles the decode step by itself.
         """
-        static = self.device.type == "cuda" or len(input_ids) > 1
+        contexts = {"context_input_ids", "context_latents"} & set(options)
+        if self.device.type == "cpu" and len(input_ids) > 1 and contexts:
+            latents = options.get("context_latents")
+            if latents is None:
+                latents = self.model.get_context_features(options["context_input_ids"])
+            latents = latents.expand(len(input_ids), -1, -1, -1)
+            new_ids = generate_in_stretches(self.model, input_ids, latents, new_tokens, None, ENDLESS)
+            return torch.cat([input_ids, torch.tensor(new_ids)], dim=1)
         return self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            **fixed_length(new_tokens),
-            cache_implementation="static" if static else None,
+            max_new_tokens=new_tokens,
+            cache_implementation="static" if self.device.type == "cuda" else None,
+            **ENDLESS,
             **options,
         )
-
-
-def fixed_length(new_tokens: int) -> dict[str, Any]:
-    """Options of generate() for greedy decoding of exactly so many tokens."""
-    return {
-        "max_new_tokens": new_tokens,
-        "min_new_tokens": new_tokens,
-        "do_sample": False,
-        "num_beams": 1,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }

@@ -10,7 +10,7 @@ import torch
 from benchmarks.record import measure, peak_memory, ratio, spread
 from benchmarks.shapes import SCALES, Setup, make_config
 
-from benchmarks import drafting, floors, restoring, run, tables
+from benchmarks import drafting, floors, restoring, run, shapes, tables
 from c3_hf import C3ForConditionalGeneration
 from factories import make_model, make_processor, sub_config
 
@@ -25,6 +25,7 @@ RATES = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e9}
 def records(tmp_path, monkeypatch) -> list[dict]:
     """What a GPU suite writes at toy size on the CPU."""
     monkeypatch.setattr(floors, "measure_rates", lambda device, dtype: RATES)
+    monkeypatch.setattr(shapes, "ONE_ROUND", 64)
     arguments = ["--suite", "gpu", "--shape", "toy", "--device", "cpu", "--output", str(tmp_path)]
     for name in AT_TOY_SIZE:
         arguments += ["--benchmark", name]
@@ -48,7 +49,9 @@ def test_a_suite_writes_complete_records(records, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
     both = {record["benchmark"]: record["measurements"] for record in records}
     assert all(row["same_tokens_in_first_text"] for row in both["against_original"])
-    assert [row["batch_size"] for row in both["against_original"]] == [1, 2, 2]
+    cells = [(row["context_length"], row["batch_size"], row["new_tokens"]) for row in both["against_original"]]
+    assert cells == [(16, 1, 4), (16, 2, 4), (32, 2, 4), (16, 2, 16)]
+    assert [row["speedup"]["repeats"] for row in both["against_original"]] == [2, 2, 1, 2]
     assert all(row["prompt_tokens"]["latents"] < row["prompt_tokens"]["full"] for row in both["against_full_text"])
 
 
