@@ -15,6 +15,7 @@ from c3_hf.data.collator import C3DataCollator
 from c3_hf.data.lengths import SampleKey
 from c3_hf.data.mixture import Sample, cut_to_tokens
 from c3_hf.data.tasks import continue_text
+from c3_hf.training.held_out import inputs_and_labels
 
 
 NUM_TOKENS = 160
@@ -36,13 +37,11 @@ def measure_continuations(model: Any, processor: Any, texts: Sequence[str], seed
     own: list[float] = []
     other: list[float] = []
     for start in range(0, len(samples), BATCH_SIZE):
-        batch = collator(samples[start : start + BATCH_SIZE])
-        del batch["outcome_counts"]
-        labels = batch.pop("labels")[:, -batch["logits_to_keep"] + 1 :]
-        own += losses(model, batch, labels)
+        inputs, labels = inputs_and_labels(collator(samples[start : start + BATCH_SIZE]), model.device)
+        own += losses(model, inputs, labels)
         for name in ("context_input_ids", "context_attention_mask"):
-            batch[name] = batch[name].roll(1, dims=0)
-        other += losses(model, batch, labels)
+            inputs[name] = inputs[name].roll(1, dims=0)
+        other += losses(model, inputs, labels)
     return {
         "texts": len(texts),
         "loss": round(statistics.mean(own), 4),
@@ -51,8 +50,8 @@ def measure_continuations(model: Any, processor: Any, texts: Sequence[str], seed
     }
 
 
-def losses(model: Any, batch: dict[str, Any], labels: torch.LongTensor) -> list[float]:
+def losses(model: Any, inputs: dict[str, Any], labels: torch.LongTensor) -> list[float]:
     """Mean cross-entropy of each row's labels `(batch_size, num_labels)`."""
-    logits = model(**batch).logits[:, :-1].float()
+    logits = model(**inputs).logits[:, :-1].float()
     each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     return (each.sum(dim=1) / (labels != -100).sum(dim=1)).tolist()

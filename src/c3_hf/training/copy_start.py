@@ -256,18 +256,14 @@ def _lay_decoder(decoder: nn.Module, layout: _Layout, kept: torch.Tensor, prompt
     attention = _copying_layer(decoder).attn
     token = layout.norm(CONTENT, ADDRESS, ADDRESS, MODE)
     latent = layout.norm(SLOT * layout.tokens_per_latent**0.5, LATENT_TAG, FLAG)
-    gate = layout.latent_dims
     for place in range(layout.tokens_per_latent):
         head = _Head(attention, layout, place)
         head.query[layout.own, : layout.latent_dims] = torch.eye(layout.latent_dims) / (token * ADDRESS)
         head.key[layout.tag, : layout.latent_dims] = (
             MATCH * layout.root * torch.eye(layout.latent_dims) / (latent * LATENT_TAG)
         )
-        head.query[layout.place, gate] = (OPEN - SHUT) * layout.place_address(place) / (token * ADDRESS)
-        # Without the cue every gate is shut, and those of the places not asked for doubly.
-        head.query[layout.mode, gate] = (OPEN - SHUT) / 2 * DIRECTION / (token * MODE)
-        head.query_bias[gate] = SHUT - (OPEN - SHUT) / 2
-        head.key[layout.flag, gate] = layout.root * DIRECTION / (latent * FLAG)
+        head.query[layout.place, layout.latent_dims] = (OPEN - SHUT) * layout.place_address(place) / (token * ADDRESS)
+        _lay_gate(head, layout, layout.latent_dims, token, latent)
         head.value[layout.slot(place), : layout.slot_size] = torch.eye(layout.slot_size)
         head.out[: layout.slot_size, : layout.content] = COPY / (latent * SLOT) * kept
 
@@ -282,14 +278,23 @@ def _lay_end(decoder: nn.Module, layout: _Layout, kept: torch.Tensor, end: torch
     latent = layout.norm(SLOT * layout.tokens_per_latent**0.5, LATENT_TAG, FLAG)
     head = _Head(_copying_layer(decoder).attn, layout, number=layout.tokens_per_latent)
     head.query[layout.end, 0] = (OPEN - SHUT) * DIRECTION / (word * END)
-    head.query[layout.mode, 0] = (OPEN - SHUT) / 2 * DIRECTION / (word * MODE)
-    head.query_bias[0] = SHUT - (OPEN - SHUT) / 2
-    head.key[layout.flag, 0] = layout.root * DIRECTION / (latent * FLAG)
+    _lay_gate(head, layout, 0, word, latent)
     head.query_bias[1] = 1.0
     head.key[layout.tag, 1] = MATCH * layout.root * first / (latent * LATENT_TAG)
     # The sink has no tag, so that nothing is written elsewhere.
     head.value[layout.tag, 0] = first / (latent * LATENT_TAG)
     head.out[0, : layout.content] = COPY / (CONTENT * KEPT) * end[: layout.content] @ kept.T @ kept
+
+
+def _lay_gate(head: _Head, layout: _Layout, dim: int, position: float, latent: float) -> None:
+    """Latents are read in the mode of the text where the query's `dim` says that it is the head's turn; else the sink.
+
+    Without the cue every gate is shut, and those of heads whose turn it is not doubly. `position` and `latent` are the
+    norms of the states that ask and answer.
+    """
+    head.query[layout.mode, dim] = (OPEN - SHUT) / 2 * DIRECTION / (position * MODE)
+    head.query_bias[dim] = SHUT - (OPEN - SHUT) / 2
+    head.key[layout.flag, dim] = layout.root * DIRECTION / (latent * FLAG)
 
 
 def _lay_cue(decoder: nn.Module, layout: _Layout, prompt_ids: Sequence[int], cue: int) -> None:

@@ -86,6 +86,17 @@ def read_held_out(
     return cut
 
 
+def inputs_and_labels(batch: dict[str, Any], device: torch.device | str) -> tuple[dict[str, Any], torch.LongTensor]:
+    """What of a collated batch goes into the model, and the labels `(batch_size, num_labels)` of all logits that it
+    keeps but the last."""
+    inputs = {
+        name: value.to(device) if torch.is_tensor(value) else value
+        for name, value in batch.items()
+        if name not in ("labels", "outcome_counts")
+    }
+    return inputs, batch["labels"][:, -batch["logits_to_keep"] + 1 :].to(device)
+
+
 @torch.no_grad()
 def token_accuracy(model: nn.Module, collator: C3DataCollator, texts: Sequence[str], batch_size: int = 16) -> float:
     """Teacher-forced accuracy: share (0 to 1) of tokens, end of turn included, that are the likeliest given the true
@@ -96,9 +107,7 @@ def token_accuracy(model: nn.Module, collator: C3DataCollator, texts: Sequence[s
     for start in range(0, len(texts), batch_size):
         examples = [restore(rng, text) for text in texts[start : start + batch_size]]
         batch = collator([Sample(example, SampleKey(0, 0)) for example in examples])
-        batch.pop("outcome_counts")
-        labels = batch.pop("labels")[:, -batch["logits_to_keep"] + 1 :].to(device)
-        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        inputs, labels = inputs_and_labels(batch, device)
         predicted = model(**inputs).logits[:, :-1].argmax(dim=-1)
         counted = labels != -100
         right += int(((predicted == labels) & counted).sum())
