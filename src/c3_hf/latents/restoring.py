@@ -10,12 +10,19 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from .decoding import ForcedTokens, generate_in_stretches
 from .fingerprints import restoring_prompt_ids
+from .guessing import guess_in_blocks, has_full_attention
 from .segmentation import encode_plain
 
 
 # Tokens guessed at a step from what the text has said before, where one text is restored alone: the checked guesses
 # give the same tokens in fewer steps (docs/log.md). transformers does it for a batch of one only.
 _DRAFTED_TOKENS = 3
+# Generation settings that greedy decoding does not look at, or that are given here.
+_NOT_GREEDY = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "use_cache"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams"),
+    *("repetition_penalty", "no_repeat_ngram_size", "transformers_version", "_from_model_config"),
+}
 
 
 class Restorer:
@@ -62,11 +69,45 @@ class Restorer:
                 for step, token_id in corrections:
                     steps[row, step] = token_id
                 steps[row, length] = self.stop_ids[0]
-        input_ids = self.prompt_ids.expand(batch_size, -1)
+        prompts = self.prompt_ids.expand(batch_size, -1)
         max_new_tokens = min(max_new_tokens, self.room)
+        new_ids: list[list[int]] = [[] for _ in range(batch_size)]
+        if self._may_guess():
+            new_ids = guess_in_blocks(self.model, prompts, context_latents, max_new_tokens, steps, self.stop_ids)
+        waiting: dict[int, list[int]] = {}
+        for row, ids in enumerate(new_ids):
+            if len(ids) < max_new_tokens and not set(ids[-1:]) & set(self.stop_ids):
+                waiting.setdefault(len(ids), []).append(row)
+        for count, rows in waiting.items():
+            known = torch.tensor([new_ids[row] for row in rows], dtype=torch.long, device=prompts.device)
+            rest = self._decode(
+                torch.cat([prompts[rows], known.reshape(len(rows), count)], dim=1),
+                context_latents[rows],
+                max_new_tokens - count,
+                None if steps is None else steps[rows, count:],
+            )
+            for row, ids in zip(rows, rest):
+                new_ids[row] += ids
+        if lengths is not None:
+            return [row[:length] for row, length in zip(new_ids, lengths)]
+        return [_until_stop(row, self.stop_ids) for row in new_ids]
+
+    def _on_cpu(self) -> bool:
+        # Under autocast keys and values may differ in dtype, which a static cache does not take.
+        return self.model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+    def _may_guess(self) -> bool:
+        """Whether the greedy choice is the likeliest token and nothing else, and guesses can be taken back."""
+        settings = self.model.generation_config.to_diff_dict()
+        return self._on_cpu() and settings.keys() <= _NOT_GREEDY and has_full_attention(self.model)
+
+    def _decode(
+        self, prompts: torch.LongTensor, latents: torch.Tensor, max_new_tokens: int, forced: torch.LongTensor | None
+    ) -> list[list[int]]:
+        """Greedy decoding token by token: the new ids of each row, with the stop token and what follows it."""
         chosen = self.model.generation_config.cache_implementation
         # A static cache cannot take guesses back.
-        drafts = batch_size == 1 and lengths is None and chosen is None
+        drafts = len(prompts) == 1 and forced is None and chosen is None
         # Spelled out, because what is left open comes from the checkpoint's own generation settings.
         settings = {
             "do_sample": False,
@@ -77,24 +118,18 @@ class Restorer:
             "pad_token_id": self.stop_ids[0],
             "prompt_lookup_num_tokens": _DRAFTED_TOKENS if drafts else None,
         }
-        # On a GPU transformers would compile a step for each batch size and length; and under autocast keys and values
-        # may differ in dtype, which a static cache does not take.
-        on_cpu = self.model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if batch_size > 1 and chosen is None and on_cpu:
-            new_ids = generate_in_stretches(self.model, input_ids, context_latents, max_new_tokens, steps, settings)
-        else:
-            output = self.model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                context_latents=context_latents,
-                logits_processor=LogitsProcessorList([] if steps is None else [ForcedTokens(steps)]),
-                max_new_tokens=max_new_tokens,
-                **settings,
-            )
-            new_ids = output[:, input_ids.shape[1] :].tolist()
-        if lengths is not None:
-            return [row[:length] for row, length in zip(new_ids, lengths)]
-        return [_until_stop(row, self.stop_ids) for row in new_ids]
+        # On a GPU transformers would compile a step for each size of the batch and the cache.
+        if len(prompts) > 1 and chosen is None and self._on_cpu():
+            return generate_in_stretches(self.model, prompts, latents, max_new_tokens, forced, settings)
+        output = self.model.generate(
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            context_latents=latents,
+            logits_processor=LogitsProcessorList([] if forced is None else [ForcedTokens(forced)]),
+            max_new_tokens=max_new_tokens,
+            **settings,
+        )
+        return output[:, prompts.shape[1] :].tolist()
 
 
 def context_room(model: PreTrainedModel) -> int:
