@@ -1,4 +1,4 @@
-"""Draft and verify: tokens guessed from what was generated before (prompt lookup), checked in one step."""
+"""Draft and verify: tokens guessed from what was generated before (prompt lookup) or in blocks (Jacobi decoding)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from c3_hf.latents.restoring import generation_budget
+from c3_hf.latents.restoring import Restorer, generation_budget
 from c3_hf.latents.segmentation import encode_plain
 
 from .record import ROOT, measure, ratio, spread
 from .shapes import Setup
 
 
-DRAFT_LENGTHS = (3, 8)
+# Number of tokens looked up at each step; "blocks" is what a Restorer does.
+DRAFTS = (3, 8, "blocks")
 
 
 def texts() -> dict[str, str]:
@@ -26,37 +27,47 @@ def texts() -> dict[str, str]:
 
 
 def run(setup: Setup) -> list[dict[str, Any]]:
-    """One row for each kind of text and number of drafted tokens."""
-    return [compare(setup, kind, text, drafted) for kind, text in texts().items() for drafted in DRAFT_LENGTHS]
+    """One row for each kind of text and way to draft."""
+    return [compare(setup, kind, text, draft) for kind, text in texts().items() for draft in DRAFTS]
 
 
 @torch.no_grad()
-def compare(setup: Setup, kind: str, text: str, drafted: int) -> dict[str, Any]:
-    """Speed-up of restoring one segment, tokens a decoder step, and whether the greedy tokens stay the same."""
+def compare(setup: Setup, kind: str, text: str, draft: int | str) -> dict[str, Any]:
+    """Speed-up of restoring one segment, tokens a pass of the decoder, and whether the greedy tokens stay the same."""
     ids = encode_plain(setup.processor.encoder_tokenizer, text)[0][: setup.scale.segment_length]
     latents = setup.model.get_context_features(torch.tensor([ids], device=setup.device))
-    prompt = setup.processor.apply_chat_template(setup.processor.restore_messages(latents[0].cpu()))
-    inputs = {"input_ids": prompt["input_ids"].to(setup.device), "context_latents": latents}
+    restorer = Restorer(setup.model, setup.processor)
+    prompt = restorer.prompt_ids.unsqueeze(0)
     budget = generation_budget(len(ids))
 
-    def plain() -> torch.LongTensor:
-        return setup.model.generate(**inputs, max_new_tokens=budget)
+    def generate(**options: Any) -> list[int]:
+        output = setup.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            context_latents=latents,
+            max_new_tokens=budget,
+            do_sample=False,
+            **options,
+        )
+        new_ids = output[0, prompt.shape[1] :].tolist()
+        return new_ids[:-1] if new_ids[-1] in restorer.stop_ids else new_ids
 
-    def with_draft() -> torch.LongTensor:
-        return setup.model.generate(**inputs, max_new_tokens=budget, prompt_lookup_num_tokens=drafted)
+    def drafted() -> list[int]:
+        if draft == "blocks":
+            return restorer.generate(latents, budget)[0]
+        return generate(prompt_lookup_num_tokens=draft)
 
-    steps: list[int] = []
-    handle = setup.model.model.language_model.register_forward_hook(lambda *_: steps.append(1))
-    output = with_draft()
+    passes: list[int] = []
+    handle = setup.model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+    output = drafted()
     handle.remove()
-    seconds = measure({"plain": plain, "drafted": with_draft}, setup.device, repeats=setup.scale.repeats)
-    new_tokens = output.shape[1] - inputs["input_ids"].shape[1]
+    seconds = measure({"plain": generate, "drafted": drafted}, setup.device, repeats=setup.scale.repeats)
     return {
         "kind": kind,
-        "drafted_tokens": drafted,
-        "new_tokens": new_tokens,
-        "tokens_per_step": new_tokens / len(steps),
+        "draft": draft if draft == "blocks" else f"lookup of {draft}",
+        "new_tokens": len(output),
+        "tokens_per_pass": len(output) / len(passes),
         "speedup": ratio(seconds["plain"], seconds["drafted"]),
-        "plain_tokens_per_s": spread([new_tokens / value for value in seconds["plain"]]),
-        "same_tokens": bool(torch.equal(output, plain())),
+        "plain_tokens_per_s": spread([len(output) / value for value in seconds["plain"]]),
+        "same_tokens": output == generate(),
     }

@@ -157,9 +157,9 @@ COLUMNS: dict[str, dict[str | None, list[Column]]] = {
     "drafting": {
         None: [
             plain("kind"),
-            plain("drafted_tokens"),
+            plain("draft"),
             plain("new_tokens"),
-            number("tokens a step", "tokens_per_step", ",.2f"),
+            number("tokens a pass", "tokens_per_pass", ",.2f"),
             number("× faster", "speedup", ",.2f"),
             plain("same_tokens"),
         ]

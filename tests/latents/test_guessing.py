@@ -106,7 +106,7 @@ def test_forced_tokens_are_guessed_too():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restorer_gives_what_generate_gives(seed, batch_size, block, monkeypatch):
     # In blocks of two tokens half of the guesses of a random model are confirmed, in blocks of sixteen none.
-    monkeypatch.setattr(guessing, "_FIRST_BLOCK", block)
+    monkeypatch.setattr(guessing, "FIRST_BLOCK", block)
     monkeypatch.setattr(guessing, "_BLOCK_TOKENS", block)
     model = make_model(seed)
     restorer = Restorer(model, make_processor())
@@ -131,6 +131,34 @@ def test_a_restorer_gives_what_generate_gives(seed, batch_size, block, monkeypat
         stops = [place for place, token in enumerate(expected[row]) if token in restorer.stop_ids]
         end = min([length, *stops])
         assert found[row][:end] == expected[row][:end]
+
+
+SETTLED, GIVEN_UP = [9] * 40, [9]
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "expected"),
+    [
+        (SETTLED, SETTLED, [(1, 16), (4, 40), (4, 40)]),
+        (GIVEN_UP, GIVEN_UP, [(1, 16)]),
+        # Settled by chance: the batch shows it, and the next one is not tried.
+        (SETTLED, GIVEN_UP, [(1, 16), (4, 40)]),
+    ],
+)
+def test_one_row_says_whether_guessing_pays(first, others, expected, monkeypatch):
+    calls = []
+
+    def guess_in_blocks(model, prompts, latents, new_tokens, forced, stop_ids):
+        calls.append((len(prompts), new_tokens))
+        return [list(ids[:new_tokens]) for ids in [first, others, others, others][: len(prompts)]]
+
+    monkeypatch.setattr("c3_hf.latents.restoring.guess_in_blocks", guess_in_blocks)
+    model = make_model()
+    latents = model.get_context_features(torch.arange(30).unsqueeze(0)).expand(4, -1, -1, -1)
+    restorer = Restorer(model, make_processor())
+    restorer.generate(latents, 40)
+    restorer.generate(latents, 40)
+    assert calls == expected
 
 
 def test_what_cannot_take_guesses_back_does_not_guess(monkeypatch):

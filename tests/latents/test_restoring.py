@@ -12,6 +12,12 @@ from factories import make_model, make_processor
 NEW_TOKENS = 40
 
 
+@pytest.fixture
+def no_blocks(monkeypatch):
+    """A model for which guessing blocks (tests/latents/test_guessing.py) does not pay."""
+    monkeypatch.setattr(Restorer, "_can_guess", lambda _: False)
+
+
 def count_steps(restorer: Restorer, latents: torch.Tensor, **options) -> tuple[list[int], int]:
     """What the first row generates, and how often the decoder ran for it."""
     steps = []
@@ -21,6 +27,7 @@ def count_steps(restorer: Restorer, latents: torch.Tensor, **options) -> tuple[l
     return new_ids, len(steps)
 
 
+@pytest.mark.usefixtures("no_blocks")
 @pytest.mark.parametrize("seed", range(4))
 def test_drafting_gives_the_same_tokens_in_fewer_steps(seed):
     restorer = Restorer(make_model(seed), make_processor())
@@ -32,6 +39,7 @@ def test_drafting_gives_the_same_tokens_in_fewer_steps(seed):
     assert steps_alone < steps_twice
 
 
+@pytest.mark.usefixtures("no_blocks")
 def test_forced_tokens_and_static_caches_are_not_drafted():
     restorer = Restorer(make_model(), make_processor())
     latents = restorer.model.get_context_features(torch.arange(30).unsqueeze(0))

@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicLayer
 
 # Tokens that are guessed together: a few first, to see whether it pays, then as many as a matrix product likes. With
 # many rows fewer each, so that the logits stay small.
-_FIRST_BLOCK, _BLOCK, _BLOCK_TOKENS = 16, 64, 2048
+FIRST_BLOCK, _BLOCK, _BLOCK_TOKENS = 16, 64, 2048
 # Passes over a block after which a row that has not settled is left to ordinary decoding.
 _PASSES = 3
 
@@ -52,7 +52,7 @@ def guess_in_blocks(
         logits_to_keep=1,
     )
     rows, last = torch.arange(len(prompt_ids), device=prompt_ids.device), prompt_ids[:, -1:]
-    done, width = 0, _FIRST_BLOCK
+    done, width = 0, FIRST_BLOCK
     while len(rows) and done < max_new_tokens:
         width = min(width, max_new_tokens - done)
         wanted = None if forced is None else forced[rows, done : done + width]
@@ -67,7 +67,7 @@ def guess_in_blocks(
         if len(rows) and not going.all():
             cache.batch_select_indices(going)
         done += width
-        width = min(_BLOCK, max(_FIRST_BLOCK, _BLOCK_TOKENS // max(1, len(rows))))
+        width = min(_BLOCK, max(FIRST_BLOCK, _BLOCK_TOKENS // max(1, len(rows))))
     return new_ids
 
 

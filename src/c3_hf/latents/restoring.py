@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
 from .decoding import ForcedTokens, generate_in_stretches
 from .fingerprints import restoring_prompt_ids
-from .guessing import guess_in_blocks, has_full_attention
+from .guessing import FIRST_BLOCK, guess_in_blocks, has_full_attention
 from .segmentation import encode_plain
 
 
@@ -21,7 +21,8 @@ _DRAFTED_TOKENS = 3
 _NOT_GREEDY = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens", "use_cache"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams"),
-    *("repetition_penalty", "no_repeat_ngram_size", "transformers_version", "_from_model_config"),
+    *("repetition_penalty", "no_repeat_ngram_size", "output_attentions", "output_hidden_states"),
+    *("transformers_version", "_from_model_config"),
 }
 
 
@@ -37,6 +38,8 @@ class Restorer:
         self.model, self.processor = model, processor
         self.prompt_ids = torch.tensor(restoring_prompt_ids(processor), device=model.device)
         self.stop_ids = stop_token_ids(model)
+        # Whether guessing blocks pays for this model; None until it was tried.
+        self._guesses: bool | None = None if self._can_guess() else False
 
     @property
     def room(self) -> int:
@@ -72,12 +75,17 @@ class Restorer:
         prompts = self.prompt_ids.expand(batch_size, -1)
         max_new_tokens = min(max_new_tokens, self.room)
         new_ids: list[list[int]] = [[] for _ in range(batch_size)]
-        if self._may_guess():
+        if self._guesses is None:
+            # One row and few tokens say it: how a model finds its place does not depend on the text.
+            tried = min(max_new_tokens, FIRST_BLOCK)
+            first = guess_in_blocks(self.model, prompts[:1], context_latents[:1], tried, steps, self.stop_ids)
+            self._guesses = not self._waiting(first, tried)
+        if self._guesses:
             new_ids = guess_in_blocks(self.model, prompts, context_latents, max_new_tokens, steps, self.stop_ids)
-        waiting: dict[int, list[int]] = {}
-        for row, ids in enumerate(new_ids):
-            if len(ids) < max_new_tokens and not set(ids[-1:]) & set(self.stop_ids):
-                waiting.setdefault(len(ids), []).append(row)
+        waiting = self._waiting(new_ids, max_new_tokens)
+        if self._guesses:
+            given_up = sum(len(rows) for count, rows in waiting.items() if count < FIRST_BLOCK)
+            self._guesses = given_up <= batch_size // 2
         for count, rows in waiting.items():
             known = torch.tensor([new_ids[row] for row in rows], dtype=torch.long, device=prompts.device)
             rest = self._decode(
@@ -92,14 +100,23 @@ class Restorer:
             return [row[:length] for row, length in zip(new_ids, lengths)]
         return [_until_stop(row, self.stop_ids) for row in new_ids]
 
+    def _waiting(self, new_ids: Sequence[Sequence[int]], max_new_tokens: int) -> dict[int, list[int]]:
+        """Rows that are not done, by the number of their new ids."""
+        waiting: dict[int, list[int]] = {}
+        for row, ids in enumerate(new_ids):
+            if len(ids) < max_new_tokens and not set(ids[-1:]) & set(self.stop_ids):
+                waiting.setdefault(len(ids), []).append(row)
+        return waiting
+
     def _on_cpu(self) -> bool:
         # Under autocast keys and values may differ in dtype, which a static cache does not take.
         return self.model.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
-    def _may_guess(self) -> bool:
+    def _can_guess(self) -> bool:
         """Whether the greedy choice is the likeliest token and nothing else, and guesses can be taken back."""
         settings = self.model.generation_config.to_diff_dict()
-        return self._on_cpu() and settings.keys() <= _NOT_GREEDY and has_full_attention(self.model)
+        on_cpu = self.model.device.type == "cpu"
+        return on_cpu and settings.keys() <= _NOT_GREEDY and has_full_attention(self.model)
 
     def _decode(
         self, prompts: torch.LongTensor, latents: torch.Tensor, max_new_tokens: int, forced: torch.LongTensor | None
