@@ -23,6 +23,7 @@ import torch
 
 from c3_hf.latents import CompressedContext, restore
 from c3_hf.latents.compressor import CompressOptions, Compressor
+from c3_hf.latents.fingerprints import fingerprint_model
 from c3_hf.latents.restoring import context_batch
 from c3_hf.latents.segmentation import iter_segments
 from c3_hf.latents.verification import measure_margins
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
     options.add_argument("--books", action="store_true", help="the books of long/ instead of everything else")
     options.add_argument("--segment-length", type=int, default=640)
+    options.add_argument("--resume", action="store_true", help="keep the kinds that a stopped run has measured")
     options.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
     options = options.parse_args(arguments)
     if options.processes > 1:
@@ -44,11 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     found = books(options) if options.books else fuzzed(options) | texts_by_file(options)
     groups = {name: sources for name, sources in found.items() if sources}
     noise = numeric_noise(model, processor, next(iter(texts_by_file(options).values())), options)
-    rows: list[dict[str, Any]] = []
     hashes = {name: data_hash([source.hex() for source in sources]) for name, sources in groups.items()}
     # Children have the model and the texts from their parent. The longest kinds come first.
     _JOBS.update({name: (model, processor, sources, options) for name, sources in groups.items()})
-    names = sorted(groups, key=lambda name: -sum(map(len, groups[name])))
+    rows = measured_before(options, model, hashes) if options.resume else []
+    left = groups.keys() - {row["kind"] for row in rows}
+    names = sorted(left, key=lambda name: -sum(map(len, groups[name])))
     with multiprocessing.get_context("fork").Pool(options.processes) as pool:
         for row in pool.imap_unordered(_measure_job, names):
             rows.append(row)
@@ -89,6 +92,21 @@ def books(options: Any) -> dict[str, list[bytes]]:
     """Each book, and the one codebase, as a kind of its own."""
     found = records(options.data / "long" / BOOKS, options.limit)
     return {f"long/books_and_code: {record['title']}": [record["text"].encode()] for record in found}
+
+
+def measured_before(options: Any, model: Any, hashes: dict[str, str]) -> list[dict[str, Any]]:
+    """Rows of the record that is there.
+
+    Raises:
+        ValueError: If it was measured on other weights, texts or settings.
+    """
+    path = options.output / f"latents_exact.{options.name}.{model.device.type}.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    settings, same = record["settings"], ("dtype", "segment_length", "batch_size", "limit", "books", "fuzz", "seed")
+    wanted = [fingerprint_model(model), hashes, *(getattr(options, name) for name in same)]
+    if [record["model"]["weights"], settings["data_sha256"], *(settings[name] for name in same)] != wanted:
+        raise ValueError(f"`--resume`: {path} was measured on other weights, texts or settings. Measure anew.")
+    return record["measurements"]
 
 
 def in_order(rows: Sequence[dict[str, Any]], groups: dict[str, Any]) -> list[dict[str, Any]]:
