@@ -34,15 +34,19 @@ def sections(folder: Path) -> Iterator[str]:
 def exact(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     left = record["settings"]["kinds_left"]
     stopped = f" The run was stopped; {left} kinds were not reached." if left else ""
-    lines = [f"**Byte-exact mode.** Sources restored byte for byte, and what that took.{stopped}\n"]
+    # Books are restored once: whether a segment fails is seen then, and would be an error.
+    is_checked = not record["settings"].get("books")
+    model = f"{record['settings']['dtype']}, segments of up to {record['settings']['segment_length']} tokens"
+    lines = [f"**Byte-exact mode** ({model}). Sources restored byte for byte, and what that took.{stopped}\n"]
     lines += ["| text | identical | tokens | residual bits a token | wrong tokens | near ties | stored as bytes |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for row in rows:
         stored = row["stored_smaller"] + row["stored_unreadable"] + row["stored_failed"]
+        failed = f" ({row['stored_failed']:,} because restoring failed)" if is_checked else ""
         lines.append(
             f"| {row['kind']} | {row['identical']:,} of {row['sources']:,} | {row['tokens']:,} | "
             f"{row['residual_bits_a_token']:.3f} | {row['wrong_tokens']:,} | {row['near_tokens']:,} | "
-            f"{stored:,} of {row['segments']:,} segments ({row['stored_failed']:,} because restoring failed) |"
+            f"{stored:,} of {row['segments']:,} segments{failed} |"
         )
     noise = record["settings"]["margin_noise"]
     lines += ["", f"Margins move by at most {noise['largest']:.1e} logits between batch sizes.", ""]
