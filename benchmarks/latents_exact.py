@@ -2,8 +2,8 @@
 
 `python -m benchmarks.latents_exact --data DATA [--books] [--limit 10] [--fuzz 10000] [--processes 2]`
 
-The books are six million tokens, five times all the rest, and have a record of their own (`--books`): they are
-restored once, the other texts when they are compressed, too.
+The books are six million tokens, five times all the rest, and have a record of their own (`--books`). With `--no-check`
+texts are restored once, without it when they are compressed, too.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
     options.add_argument("--books", action="store_true", help="the books of long/ instead of everything else")
     options.add_argument("--segment-length", type=int, default=640)
+    options.add_argument("--no-check", action="store_true", help="restore once, not when compressing, too")
     options.add_argument("--resume", action="store_true", help="keep the kinds that a stopped run has measured")
     options.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
     options = options.parse_args(arguments)
@@ -169,7 +170,7 @@ def make_options(options: Any) -> CompressOptions:
         target_fidelity=None,
         min_segment_length=16,
         exact_margin=None,
-        exact_check=not options.books,
+        exact_check=not options.no_check,
         batch_size=options.batch_size,
     )
 

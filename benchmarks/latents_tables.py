@@ -34,8 +34,8 @@ def sections(folder: Path) -> Iterator[str]:
 def exact(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
     left = record["settings"]["kinds_left"]
     stopped = f" The run was stopped; {left} kinds were not reached." if left else ""
-    # Books are restored once: whether a segment fails is seen then, and would be an error.
-    is_checked = not record["settings"].get("books")
+    # Without the check a segment that fails would be an error when it is restored, and the run would end.
+    is_checked = not record["settings"].get("no_check", record["settings"].get("books"))
     model = f"{record['settings']['dtype']}, segments of up to {record['settings']['segment_length']} tokens"
     lines = [f"**Byte-exact mode** ({model}). Sources restored byte for byte, and what that took.{stopped}\n"]
     lines += ["| text | identical | tokens | residual bits a token | wrong tokens | near ties | stored as bytes |"]
