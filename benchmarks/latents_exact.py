@@ -2,8 +2,8 @@
 
 `python -m benchmarks.latents_exact --data DATA [--books] [--limit 10] [--fuzz 10000] [--processes 2]`
 
-The books are six million tokens, five times all the rest, and have a record of their own (`--books`). With `--no-check`
-texts are restored once, without it when they are compressed, too.
+The books are six million tokens, five times all the rest, and have a record of their own (`--books`). With
+`--no-check` texts are restored once, without it when they are compressed, too.
 """
 
 from __future__ import annotations
