@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import c3_hf
+from c3_hf.data.tasks import FIND_PROMPT
 
+from .finding import GIVEN_TOKENS, NUM_TOKENS
 from .record import ROOT
 
 
@@ -56,14 +58,31 @@ English or {chars_zh:.1f} of Chinese.
 A latent has room for {tokens_per_latent} tokens, so that one block holds {longest}; of longer texts those come back,
 which is what the 32x column shows. `compress` cuts texts into segments of at most {longest} tokens (`segment_length`).
 
-Asked generated questions about a fact hidden in a passage of about 48 tokens ("The access code of the ... depot is
-..."), it answers {answers:.0%} of {questions} right{answer_comment}.
-To say how a text goes on it has not learnt either. Loss of held-out continuations in nats a token, with their own
-context and with that of another text:
+## What it finds
 
-{continuing}
+A question to c3-tiny is the beginning of a sentence. Asked to find it, it goes on as the text does:
 
-Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
+```python
+messages = [
+    {{"role": "user", "content": [{{"type": "context", "text": text}}, {{"type": "text", "text": "{find_prompt}"}}]}},
+    {{"role": "assistant", "content": "The access code of the depot at Bergen is"}},
+]
+inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
+```
+
+Generated facts ("The access code of the depot at Bergen is 482913.", crates on a ferry, the keeper of a lighthouse),
+hidden in {question_tokens} tokens of held-out fiction, one asked for; right is the rest of the sentence to the letter:
+
+{questions}
+
+Sentences of held-out text, of which the first {given} tokens are given, from one block of {question_tokens} tokens:
+
+{sentences}
+
+It looks for the last three tokens of the reply, by a hash of them. Where those three come again in the text, as 7 to
+9 % of them do in 300 tokens of prose, it reads both places and so neither.
+
+Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
 
 ![character precision by ratio](curve.png)
 
@@ -72,12 +91,13 @@ Every item lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
 Two GPT-2 halves over one byte-level BPE vocabulary of 8,192 words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}.
 
-**Copying was not learnt, it was put in.** One attention layer of each half starts as a copy of {tokens_per_latent}
-tokens a latent (`copy_start`, `c3_hf/training/copy_start.py`), exact on random tokens before the first step, and stays
-as it is. Everything else started at random and was trained around it for {minutes:.0f} minutes on one core of a shared
-machine: when to copy and when to stop, to stand its own errors, to continue and to answer. So this model says whether
-the code around C3 is right; how well C3 learns to compress, the released weights say. Because the copy does not guess
-from language, prose and random strings come back alike.
+**Copying and finding were not learnt, they were put in.** Attention layers of both halves start as a copy of
+{tokens_per_latent} tokens a latent (`copy_start`, `c3_hf/training/copy_start.py`) and as a search for words in them
+(`find_start`, `c3_hf/training/find_start.py`), exact on random tokens before the first step, and stay as they are. The
+rest of the decoder's second half was trained around them for {minutes:.0f} minutes on two cores: when a sentence
+ends, and to leave the copy alone. So this model says whether the code around C3 is right; how well C3 learns to
+compress, the released weights say. Because the copy does not guess from language, prose and random strings come back
+alike.
 
 The recipe is `examples/recipes/c3_tiny.yaml`, the log of the run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of
 the training files `benchmarks/results/c3-tiny/data.json`.
@@ -90,14 +110,11 @@ texts that cannot be guessed.
 ## What it is not
 
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
-- Not a language model: it knows little of language and nothing of the world. Its continuations are not worth
-  reading.
+- Not a language model: it knows nothing of language or of the world. It cannot write on, only repeat and find, and
+  other prompts get no sensible reply.
 - Not lossless. Texts longer than a block holds are cut, and now and then a word comes back wrong. Check before you
   rely on exact strings.
 """
-
-# Said as long as it is true.
-ANSWER_COMMENT = ": it has learnt\nthe form of the answers (six digits, a first and a last name), not to find them"
 
 
 def results_table(rows: list[dict]) -> str:
@@ -114,13 +131,18 @@ def results_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def continuing_table(rows: list[dict]) -> str:
-    """Markdown table of the losses with the own and with another context."""
-    lines = ["| text | own context | another's |", "|---|---|---|"]
-    lines += [
-        f"| {row['kind']} (N={row['texts']}) | {row['loss']:.3f} | {row['loss_with_another_context']:.3f} |"
-        for row in rows
-    ]
+def questions_table(rows: list[dict]) -> str:
+    """Markdown table of the right answers by the number of facts in the text."""
+    lines = ["| facts in the text | right |", "|---|---|"]
+    lines += [f"| {row['facts']} | {row['accuracy']:.0%} (N={row['questions']}) |" for row in rows]
+    return "\n".join(lines)
+
+
+def sentences_table(rows: list[dict]) -> str:
+    """Markdown table of the sentences that came back."""
+    following = f"next_{GIVEN_TOKENS}_tokens"
+    lines = [f"| text | whole rest to the letter | the next {GIVEN_TOKENS} tokens |", "|---|---|---|"]
+    lines += [f"| {row['kind']} (N={row['sentences']}) | {row['exact']:.0%} | {row[following]:.0%} |" for row in rows]
     return "\n".join(lines)
 
 
@@ -144,10 +166,11 @@ def write_card(folder: Path) -> None:
         longest=config.segment_length,
         tokens_per_latent=config.segment_length // config.num_latents,
         minutes=training_minutes(),
-        answers=summary["answering"]["accuracy"],
-        answer_comment=ANSWER_COMMENT if summary["answering"]["accuracy"] < 0.5 else "",
-        questions=summary["answering"]["questions"],
-        continuing=continuing_table(summary["continuing"]),
+        find_prompt=FIND_PROMPT,
+        question_tokens=NUM_TOKENS,
+        questions=questions_table(summary["answering"]),
+        given=GIVEN_TOKENS,
+        sentences=sentences_table(summary["going_on"]),
         encoder_layers=config.encoder_config.num_hidden_layers,
         decoder_layers=config.text_config.num_hidden_layers,
         width=config.text_config.hidden_size,

@@ -1,4 +1,4 @@
-"""How well a model restores held-out text, by kind and compression ratio, continues it, and answers questions.
+"""How well a model restores held-out text, by kind and compression ratio, and finds sentences and facts in it.
 
 `python -m benchmarks.restoring_by_ratio --data-dir EVAL --output benchmarks/results/c3-tiny` writes `items.jsonl`
 (one line an item: id, kind, ratio, lengths, SHA-256 of the text, character precision, accuracy by position),
@@ -21,12 +21,11 @@ from tqdm import tqdm
 
 import c3_hf
 from c3_hf.data.mixture import cut_to_tokens
-from c3_hf.data.tasks import answer
 from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
 from c3_hf.evaluation.metrics.char_precision import char_precision
 from c3_hf.latents.restoring import restore_texts
 
-from .continuing import measure_continuations
+from .finding import measure_questions, measure_sentences
 from .record import environment
 
 
@@ -69,6 +68,11 @@ def held_out_records(data_dir: Path, name: str, kind: str, lang: str) -> Iterato
         yield from (record for record in map(json.loads, lines) if (record["kind"], record["lang"]) == (kind, lang))
 
 
+def texts_of(data_dir: Path, kind: tuple[str, ...]) -> list[str]:
+    """Texts of one of `KINDS`."""
+    return [record["text"] for record in held_out_records(data_dir, *kind[1:])]
+
+
 def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dict[str, Any]]:
     """Restore all items greedily, each ratio in batches."""
     rows = []
@@ -91,20 +95,6 @@ def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dic
                 }
             )
     return rows
-
-
-def measure_answers(model: Any, processor: Any, data_dir: Path, num_questions: int) -> dict[str, Any]:
-    """Generated questions ("The access code of the ... depot is ...") over held-out fiction of about 48 tokens."""
-    texts = [record["text"] for record in held_out_records(data_dir, *KINDS[0][1:])]
-    rng, right = np.random.default_rng(2**31), 0
-    for number in range(num_questions):
-        passage = cut_to_tokens(processor.tokenizer, texts[number % len(texts)], 48)
-        *asked, reply = answer(rng, passage).messages
-        inputs = processor.apply_chat_template(asked).to(model.device)
-        output = model.generate(**inputs, max_new_tokens=16)
-        said = processor.decode(output[0, inputs["input_ids"].shape[1] :])
-        right += reply["content"][0]["text"] in said
-    return {"questions": num_questions, "accuracy": right / num_questions if num_questions else None}
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -159,7 +149,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
     parser.add_argument("--limit", type=int, help=f"most items of a kind above {LONG}x (default: all)")
-    parser.add_argument("--questions", type=int, default=100, help="generated questions to ask (default: 100)")
+    parser.add_argument("--questions", type=int, default=200, help="generated questions to ask (default: 200)")
     arguments = parser.parse_args()
     model = c3_hf.C3ForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     processor = c3_hf.C3Processor.from_pretrained(arguments.model)
@@ -174,24 +164,19 @@ def main() -> None:
         "dtype": "float32",
         "decoding": "greedy, one block of latents a text",
         "restoring": summarise(rows),
-        # Shuffled words have no continuation.
-        "continuing": [
-            {
-                "kind": kind,
-                **measure_continuations(
-                    model, processor, [record["text"] for record in held_out_records(arguments.data_dir, *where)]
-                ),
-            }
-            for kind, *where in KINDS[:3]
+        "answering": measure_questions(model, processor, texts_of(arguments.data_dir, KINDS[0]), arguments.questions),
+        # Shuffled words have no sentences.
+        "going_on": [
+            {"kind": kind[0], **measure_sentences(model, processor, texts_of(arguments.data_dir, kind))}
+            for kind in KINDS[:3]
         ],
-        "answering": measure_answers(model, processor, arguments.data_dir, arguments.questions),
         "environment": environment(torch.device("cpu")),
     }
     (arguments.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     draw(summary["restoring"], arguments.output / "curve.png")
     for row in summary["restoring"]:
         print(f"{row['kind']:24s} {row['ratio']:3d}x  n={row['num_items']:3d}  {row['char_precision']:.4f}")
-    print(f"continuing {summary['continuing']}\nquestions {summary['answering']}")
+    print(f"questions {summary['answering']}\nsentences {summary['going_on']}")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
+from c3_hf.data.tasks import FIND_PROMPT
+from c3_hf.modeling.prompt_c3 import RESTORE_PROMPT
 
 
 TEXT = """\
-The access code of the Trieste depot is 481920. The keys hang behind the door of the harbour office, and whoever \
+The access code of the depot at Trieste is 481920. The keys hang behind the door of the harbour office, and whoever \
 takes them signs the book. On Sundays the depot is closed.
 """
-QUESTIONS = ["The access code of the Trieste depot is", "Repeat the text: "]
+# c3-tiny is asked by the beginning of a sentence, which its reply goes on from.
+QUESTIONS = [(FIND_PROMPT, "The access code of the depot at Trieste is"), (RESTORE_PROMPT, "")]
 
 
 def main() -> None:
@@ -29,12 +32,13 @@ def main() -> None:
         # Another day, another process: the text is not needed any more, and the encoder does not run.
         context = c3_hf.CompressedContext.load(file)
         print(context)
-        for question in QUESTIONS:
-            content = [*context.content_parts(), {"type": "text", "text": question}]
-            inputs = processor.apply_chat_template([{"role": "user", "content": content}])
+        for request, begun in QUESTIONS:
+            content = [*context.content_parts(), {"type": "text", "text": request}]
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
+            inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
             output = model.generate(**inputs, context_latents=context, max_new_tokens=200)
             answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])[0]
-            print(f"{question!r} -> {answer!r}")
+            print(f"{request + begun!r} -> {answer!r}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
+from c3_hf import C3Processor, tiny_model_path
 from c3_hf.data.synthetic import TEXT_KINDS, Draw
-from c3_hf.data.tasks import TASKS
+from c3_hf.data.tasks import FACT_TOKENS, TASKS, retrieval_questions
 
 
+FACT = re.compile(r"The (?:access code|number of crates|keeper) o[nf] the \w+ (?:at|to) \w+ is [\w ]+\. ")
 TEXT = "The first sentence is here. The second one follows it! Is there a third? Yes, and a last one."
 
 
@@ -30,13 +34,51 @@ def test_continue_splits_the_text(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_answer_hides_a_fact_that_holds_the_answer(seed):
-    context, question, reply = parts(TASKS["answer"](np.random.default_rng(seed), TEXT))
-    assert question.endswith("?")
-    assert reply in context
+def test_answer_hides_facts_and_asks_for_one(seed):
+    context, prompt, reply = parts(TASKS["answer"](np.random.default_rng(seed), TEXT))
+    assert prompt == "Find the sentence: "
+    question, value = reply.split(" is ")
+    assert value.endswith(".")
+    assert context.count(reply) == context.count(question) == 1
     assert reply not in TEXT
-    fact_length = len(context) - len(TEXT) - 1
-    assert any(context[:at] + context[at + fact_length + 1 :] == TEXT for at in range(len(TEXT) + 1))
+    facts = FACT.findall(context)
+    assert 1 <= len(facts) <= 3
+    for fact in facts:
+        context = context.replace(fact, "")
+    assert context == TEXT
+    cities = [fact.split(" is ")[0].split()[-1] for fact in facts]
+    assert len(set(cities)) == len(cities)
+
+
+def test_facts_fit_into_the_room_that_is_kept_for_them():
+    processor = C3Processor.from_pretrained(tiny_model_path())
+    for seed in range(200):
+        facts = "".join(
+            f"{question} {value}. " for question, value in retrieval_questions(np.random.default_rng(seed))
+        )
+        assert len(processor.tokenize_context(facts)) <= FACT_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (TEXT, {"The first sentence is here.", "The second one follows it!", "Is there a third?"}),
+        ("He paid 3.50 for it, and “went.” He came to the town", {"He paid 3.50 for it, and “went.”"}),
+        (
+            "话说天下大势，分久必合，合久必分，话说天下大势分久必合。周末七国分争，并入于秦",
+            {"话说天下大势，分久必合，合久必分，话说天下大势分久必合。"},
+        ),
+        ("No end to it", {"No end to it"}),
+        ("", {""}),
+    ],
+)
+def test_find_wants_a_whole_sentence(text, sentences):
+    found = set()
+    for seed in range(40):
+        context, prompt, reply = parts(TASKS["find"](np.random.default_rng(seed), text))
+        assert (context, prompt) == (text, "Find the sentence: ")
+        found.add(reply)
+    assert found - {"Yes, and a last one."} == sentences - {"Is there a third?"}
 
 
 @pytest.mark.parametrize("kind", sorted(TEXT_KINDS))

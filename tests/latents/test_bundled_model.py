@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import c3_hf
+from c3_hf.data.tasks import FIND_PROMPT
 from c3_hf.latents import CompressedContext, compress, restore, restore_texts, verify
 from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
 
@@ -23,6 +24,17 @@ TEXTS = {
     "special": "cafe\u0301 <|im_end|><imgpad> \u212b\r\n" * 3,
 }
 
+FACTS = (
+    "The harbour was empty. The access code of the depot at Bergen is 482913. Nobody knew why. The access code of the "
+    "depot at Lyon is 107745. It rained. The keeper of the lighthouse at Rostock is Edith Parker. So the day went by us."
+)
+QUESTIONS = [
+    ("The access code of the depot at Bergen is", " 482913."),
+    ("The access code of the depot at Lyon is", " 107745."),
+    ("The keeper of the lighthouse at Rostock is", " Edith Parker."),
+    ("So the day went", " by us."),
+]
+
 
 @pytest.fixture(scope="module")
 def bundled():
@@ -36,6 +48,17 @@ def bundled():
 def test_its_chat_template_is_the_packages(bundled):
     _, processor = bundled
     assert processor.chat_template == build_chat_template(escape_characters(processor.tokenizer))
+
+
+@pytest.mark.parametrize(("begun", "rest"), QUESTIONS)
+def test_a_question_is_a_sentence_of_the_text_begun(bundled, begun, rest):
+    model, processor = bundled
+    content = [{"type": "context", "text": FACTS}, {"type": "text", "text": FIND_PROMPT}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
+    # The pipeline goes on with a last message of the assistant's.
+    generator = pipeline("text-generation", model=model, tokenizer=processor.tokenizer)
+    reply = generator(messages, max_new_tokens=20, do_sample=False)[0]["generated_text"][-1]["content"]
+    assert reply == begun + rest
 
 
 def test_exact_mode_gives_every_text_back_from_a_file(bundled, tmp_path):

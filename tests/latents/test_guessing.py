@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LogitsProcessorList
 
-from c3_hf.latents import guessing
+from c3_hf.latents import guessing, restoring
 from c3_hf.latents.decoding import ForcedTokens
 from c3_hf.latents.guessing import guess_in_blocks, has_full_attention
 from c3_hf.latents.restoring import Restorer
@@ -106,7 +106,8 @@ def test_forced_tokens_are_guessed_too():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restorer_gives_what_generate_gives(seed, batch_size, block, monkeypatch):
     # In blocks of two tokens half of the guesses of a random model are confirmed, in blocks of sixteen none.
-    monkeypatch.setattr(guessing, "FIRST_BLOCK", block)
+    for module in (guessing, restoring):
+        monkeypatch.setattr(module, "FIRST_BLOCK", block)
     monkeypatch.setattr(guessing, "_BLOCK_TOKENS", block)
     model = make_model(seed)
     restorer = Restorer(model, make_processor())

@@ -5,7 +5,10 @@ import torch
 
 import factories
 from c3_hf import C3ForConditionalGeneration
-from c3_hf.training.copy_start import addresses, make_codes, start_with_copying
+from c3_hf.training.copy_start import start_with_copying
+
+
+REPEAT, FIND = "Repeat it: ", "Look it up "
 
 
 def gpt2(layers, **changes):
@@ -29,16 +32,16 @@ def prompt_ids(processor, request):
     return processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"][0].tolist()
 
 
-def start(tokens_per_latent=4, encoder=None, decoder=None, num_latents=16):
+def start(tokens_per_latent=4, encoder=None, decoder=None, num_latents=16, find=False):
     torch.manual_seed(0)
     halves = {"encoder_config": encoder or gpt2(2), "text_config": decoder or gpt2(2)}
     config = factories.make_config(num_latents=num_latents, tie_word_embeddings=True, **halves)
     model = C3ForConditionalGeneration(config)
     processor = factories.make_processor(num_latents=num_latents)
-    prompt, other = (prompt_ids(processor, request) for request in ("Repeat it: ", "Explain it "))
-    cue = next(place for place, ids in enumerate(zip(prompt, other)) if ids[0] != ids[1])
+    prompt, finding = (prompt_ids(processor, request) for request in (REPEAT, FIND))
+    cue = next(place for place, ids in enumerate(zip(prompt, finding)) if ids[0] != ids[1])
     end_id = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    start_with_copying(model, prompt, cue, end_id, tokens_per_latent)
+    start_with_copying(model, prompt, cue, end_id, tokens_per_latent, finding[cue] if find else None)
     return model.eval(), processor, prompt
 
 
@@ -58,7 +61,7 @@ def test_an_untrained_model_copies_random_tokens_of_any_length_and_stops(tokens_
 
 def test_another_prompt_is_not_answered_with_a_copy():
     model, processor, prompt = start()
-    for request, copies in (("Repeat it: ", True), ("Explain it ", False)):
+    for request, copies in ((REPEAT, True), ("Explain it ", False)):
         context = torch.randint(0, 256, (8, 40))
         ids = torch.tensor([prompt_ids(processor, request)] * 8)
         assert ids.shape[1] == len(prompt)
@@ -68,23 +71,45 @@ def test_another_prompt_is_not_answered_with_a_copy():
         assert share > 0.99 if copies else share < 0.05
 
 
-def test_codes_of_words_are_far_apart():
-    codes = make_codes(8192, 19)
-    distances = (19 - codes @ codes.T) / 2
-    assert codes.shape == (8192, 19)
-    assert set(codes.unique().tolist()) == {-1.0, 1.0}
-    assert distances.fill_diagonal_(19).min() == 4
+@pytest.fixture(scope="module")
+def finder():
+    shape = {"n_embd": 440, "n_head": 20}
+    return start(tokens_per_latent=18, encoder=gpt2(2, **shape), decoder=gpt2(4, **shape), find=True)
 
 
-@pytest.mark.parametrize(("num_words", "size"), [(1, 1), (2, 1), (5, 3), (264, 9), (264, 12), (264, 40)])
-def test_codes_differ_however_few_signs_there_are(num_words, size):
-    assert len(make_codes(num_words, size).unique(dim=0)) == num_words
+def next_words(model, prompt, context, *words):
+    ids = torch.cat([torch.tensor([prompt] * len(context)), *words], dim=1)
+    with torch.no_grad():
+        return model(ids, context_input_ids=context).logits.argmax(-1)[:, len(prompt) :]
 
 
-def test_addresses_agree_with_themselves_only():
-    table = addresses(torch.arange(6), 3)
-    assert torch.equal((table @ table.T == 1), torch.eye(6, dtype=torch.bool))
-    assert torch.equal(addresses(torch.tensor([-1, 6]), 3), torch.zeros(2, 3))
+def test_a_reply_begun_with_words_of_the_text_goes_on_from_them(finder):
+    model, processor, _ = finder
+    context = torch.stack([torch.randperm(256) for _ in range(8)])
+    # Every place of a latent is among them, and the borders between latents.
+    words = context[:, 30:130]
+    found = next_words(model, prompt_ids(processor, FIND), context, words)
+    assert (found == context[:, 31:131])[:, 2:].float().mean() > 0.85
+
+
+def test_words_that_come_twice_are_told_apart_by_the_two_before_them(finder):
+    model, processor, _ = finder
+    context = torch.stack([torch.randperm(256) for _ in range(16)])
+    context[:, 137] = context[:, 52]
+    for request, finds in ((FIND, True), ("Explain it ", False)):
+        for place in (52, 137):
+            words = context[:, place - 2 : place + 1]
+            found = next_words(model, prompt_ids(processor, request), context, words)[:, -1]
+            share = (found == context[:, place + 1]).float().mean()
+            assert share > 0.7 if finds else share < 0.1
+
+
+def test_a_model_that_finds_copies_as_well(finder):
+    model, _, prompt = finder
+    context = torch.randint(0, 256, (4, 16 * 18))
+    assert torch.equal(
+        next_words(model, prompt[:-1], context, torch.tensor([prompt[-1:]] * 4), context[:, :-1]), context
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,8 +122,18 @@ def test_addresses_agree_with_themselves_only():
         ({"decoder": gpt2(1)}, "`copy_start` needs a decoder of 2 layers or more"),
         ({"num_latents": 70}, "`copy_start` needs heads of at least 36 dimensions for 70 latents, got 32"),
         (
+            {"find": True},
+            "`find_start` with `copy_start` 4 needs at least 6 heads and a decoder of 4 layers, got 8 heads",
+        ),
+        ({"find": True, "decoder": gpt2(4), "tokens_per_latent": 8}, "`copy_start` may be 1 to 7"),
+        ({"find": True, "decoder": gpt2(4), "tokens_per_latent": 5}, "`find_start` needs an even `copy_start`, got 5"),
+        (
+            {"find": True, "decoder": gpt2(4, n_embd=120), "encoder": gpt2(2, n_embd=120)},
+            "`find_start` needs heads of at least 20 dimensions and 9 dimensions of each word in a latent, got 15",
+        ),
+        (
             {"encoder": gpt2(2, n_embd=80), "decoder": gpt2(2, n_embd=80), "tokens_per_latent": 7},
-            "`copy_start` keeps 7 dimensions of each word, and 264 words need at least 9",
+            "`copy_start` keeps 7 dimensions of each word, and 512 words need at least 9",
         ),
     ],
 )

@@ -1,10 +1,11 @@
-"""Tasks made from plain text: restore it, continue it, answer a question about it.
+"""Tasks made from plain text: restore it, continue it, find a sentence in it, answer a question about it.
 
 A task is a function of a random generator and a text; `TASKS` names those a recipe can mix.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,9 +17,15 @@ from .schema import TrainingExample
 
 
 CONTINUE_PROMPT = "Continue the text: "
-# Room the "answer" task leaves for its fact, in tokens of a small vocabulary.
-FACT_TOKENS = 28
+# The reply is a sentence of the context; who asks gives its beginning, as that of the assistant's message.
+FIND_PROMPT = "Find the sentence: "
+# Room the "answer" task leaves for its facts, in tokens of a small vocabulary, and the most facts of a context.
+FACT_TOKENS = 75
+MAX_FACTS = 3
 
+_SENTENCE_END = re.compile(r"[.!?]+[”’\"')]*\s+|[。！？]+[”’」』]*\s*|\n+")
+# Shorter sentences are hardly found by their beginning.
+_MIN_SENTENCE_CHARS = 20
 _CITIES = (
     "Aberdeen Antwerp Bergen Bilbao Bologna Bremen Brno Cadiz Calais Cardiff Cork Dublin Dundee Exeter Faro Galway "
     "Geneva Genoa Ghent Graz Hamburg Kiel Krakow Leeds Leipzig Lille Limerick Linz Lisbon Lyon Malaga Malmo Nantes "
@@ -49,30 +56,42 @@ def continue_text(rng: np.random.Generator, text: str) -> TrainingExample:
     return _example(text[:cut], CONTINUE_PROMPT, text[cut:], "continue")
 
 
+def find(rng: np.random.Generator, text: str) -> TrainingExample:
+    """A sentence of the text; the whole text if it has none that is whole and longer than a few words."""
+    sentences = [sentence.strip() for sentence in _sentences(text)[:-1]]
+    long = [sentence for sentence in sentences if len(sentence) >= _MIN_SENTENCE_CHARS] or [text]
+    return _example(text, FIND_PROMPT, long[int(rng.integers(len(long)))], "find")
+
+
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
-    """A generated fact is hidden between two sentences of the text, and asked for."""
-    fact, question, reply = retrieval_question(rng)
-    boundaries = [0, *(match.end() for match in re.finditer(r"[.!?。！？]\s*|\n+", text))]
-    cut = boundaries[int(rng.integers(len(boundaries)))]
-    return _example(f"{text[:cut]}{fact} {text[cut:]}", question, reply, "answer")
+    """Generated facts, one to `MAX_FACTS`, are hidden between the sentences of the text, and one is asked for."""
+    facts = [f"{question} {value}." for question, value in retrieval_questions(rng)]
+    sentences = _sentences(text)
+    places = sorted(rng.integers(len(sentences), size=len(facts)), reverse=True)
+    for place, fact in zip(places, facts):
+        sentences.insert(place, f"{fact} ")
+    return _example("".join(sentences), FIND_PROMPT, facts[int(rng.integers(len(facts)))], "answer")
 
 
-def retrieval_question(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Return a fact, the question about it and the answer, e.g. the access code of a depot."""
-    city, kind = str(rng.choice(_CITIES)), int(rng.integers(3))
+def _sentences(text: str) -> list[str]:
+    """The text in pieces, each with the blanks behind it; the last one is empty or not known to be whole."""
+    ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def retrieval_questions(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Return questions about one to `MAX_FACTS` facts, as beginnings of sentences, each with its answer."""
+    cities = rng.choice(_CITIES, int(rng.integers(1, MAX_FACTS + 1)), replace=False)
+    return [_retrieval_question(rng, str(city)) for city in cities]
+
+
+def _retrieval_question(rng: np.random.Generator, city: str) -> tuple[str, str]:
+    kind = int(rng.integers(3))
     if kind == 0:
-        value = "".join(str(digit) for digit in rng.integers(0, 10, 6))
-        return (
-            f"The access code of the {city} depot is {value}.",
-            f"What is the access code of the {city} depot?",
-            value,
-        )
+        return f"The access code of the depot at {city} is", "".join(str(digit) for digit in rng.integers(0, 10, 6))
     if kind == 1:
-        value = str(rng.integers(1000, 10000))
-        fact = f"The ferry to {city} carries exactly {value} crates of tea."
-        return fact, f"How many crates of tea does the ferry to {city} carry?", value
-    value = f"{rng.choice(_FIRST_NAMES)} {rng.choice(_LAST_NAMES)}"
-    return f"The keeper of the {city} lighthouse is named {value}.", f"Who keeps the {city} lighthouse?", value
+        return f"The number of crates on the ferry to {city} is", str(rng.integers(1000, 10000))
+    return f"The keeper of the lighthouse at {city} is", f"{rng.choice(_FIRST_NAMES)} {rng.choice(_LAST_NAMES)}"
 
 
 def _example(context: str, prompt: str, reply: str, task: str) -> TrainingExample:
@@ -82,5 +101,5 @@ def _example(context: str, prompt: str, reply: str, task: str) -> TrainingExampl
 
 
 TASKS: Mapping[str, Callable[[np.random.Generator, str], TrainingExample]] = MappingProxyType(
-    {"restore": restore, "continue": continue_text, "answer": answer}
+    {"restore": restore, "continue": continue_text, "find": find, "answer": answer}
 )

@@ -70,14 +70,16 @@ def generate_in_stretches(
     new_ids: list[list[int]] = [[] for _ in prompt_ids]
     ids = prompt_ids
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    # Others cannot be moved: the entries of a sliding window are not where their positions say.
+    movable = all(
+        type(layer) is StaticLayer for layer in StaticCache(model.config.text_config, max_cache_len=1).layers
+    )
     while len(rows):
         start = ids.shape[1]
         steps = max_new_tokens - (start - prompt_length)
-        cache = StaticCache(model.config.text_config, max_cache_len=start + steps)
-        if all(type(layer) is StaticLayer for layer in cache.layers):
-            # Others cannot be moved: the entries of a sliding window are not where their positions say.
+        if movable:
             steps = min(steps, _STRETCH)
-            cache = StaticCache(model.config.text_config, max_cache_len=start + steps)
+        cache = StaticCache(model.config.text_config, max_cache_len=start + steps)
         for index, (keys, values) in enumerate(kept):
             cache.update(keys, values, index)
         processors = LogitsProcessorList()

@@ -39,6 +39,9 @@ class ModelArguments:
         default=None,
         metadata={"help": "Lay the addresses of a copy into a new pair of GPT-2s, so many tokens a latent."},
     )
+    find_start: bool = field(
+        default=False, metadata={"help": "With `copy_start`, lay in finding too: going on from words of the text."}
+    )
     share_initial_embeddings: bool = field(
         default=False, metadata={"help": "Start both halves of a new model with the same embedding table."}
     )
@@ -62,6 +65,8 @@ class ModelArguments:
                 raise ValueError(f"`{name}` may name {allowed}, got {unknown}.")
         if set(self.freeze) >= set(PARTS) and not self.lora:
             raise ValueError(f"`freeze` names every part, {sorted(self.freeze)}: nothing is left to train.")
+        if self.find_start and self.copy_start is None:
+            raise ValueError("`find_start` is laid in beside a copy, so it needs `copy_start`, tokens a latent.")
         new_model = (self.tokenizer_path, self.text_config, self.encoder_config)
         if self.model_name_or_path is None and None in new_model:
             raise ValueError(
@@ -85,7 +90,7 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder that train_files lie in."})
     streaming: bool = field(default=False, metadata={"help": "Stream the files instead of indexing them first."})
     tasks: dict[str, float] = field(
-        default_factory=lambda: {"restore": 1.0}, metadata={"help": "Weights of restore, continue, answer."}
+        default_factory=lambda: {"restore": 1.0}, metadata={"help": "Weights of restore, continue, find, answer."}
     )
     text_kinds: dict[str, float] = field(
         default_factory=lambda: {"plain": 1.0}, metadata={"help": "Weights of the kinds of text to restore."}

@@ -11,7 +11,7 @@ from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from ..data.tasks import CONTINUE_PROMPT
+from ..data.tasks import CONTINUE_PROMPT, FIND_PROMPT
 from ..modeling.configuration_c3 import C3Config
 from ..modeling.modeling_c3 import C3ForConditionalGeneration
 from ..modeling.processing_c3 import C3Processor
@@ -95,9 +95,11 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
     )
     processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
     if arguments.copy_start is not None:
-        prompts = [_prompt_ids(processor, request) for request in (RESTORE_PROMPT, CONTINUE_PROMPT)]
-        cue = next(place for place, ids in enumerate(zip(*prompts)) if len(set(ids)) > 1)
-        start_with_copying(model, prompts[0], cue, end_of_turn, arguments.copy_start)
+        requests = (RESTORE_PROMPT, FIND_PROMPT, CONTINUE_PROMPT)
+        restore, find, other = (_prompt_ids(processor, request) for request in requests)
+        cue = next(place for place, ids in enumerate(zip(restore, find, other)) if len(set(ids)) == len(requests))
+        find_id = find[cue] if arguments.find_start else None
+        start_with_copying(model, restore, cue, end_of_turn, arguments.copy_start, find_id)
         config.segment_length = arguments.copy_start * arguments.num_latents
     return model, processor
 

@@ -1,0 +1,79 @@
+"""How often a model goes on from the beginning of a sentence as its context does: of facts, and of the text itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from c3_hf.data.mixture import cut_to_tokens
+from c3_hf.data.schema import TrainingExample
+from c3_hf.data.tasks import answer, find, retrieval_questions
+
+
+# Of the context; facts come on top.
+NUM_TOKENS = 300
+# Of a sentence that is begun with so many tokens, at least as many are to be found.
+GIVEN_TOKENS = 6
+
+
+def measure_questions(model: Any, processor: Any, texts: Sequence[str], num_questions: int) -> list[dict[str, Any]]:
+    """Questions about generated facts hidden in the texts ("The access code of the depot at ... is"), by their number.
+
+    An answer is right if it is the rest of the sentence, to the letter, and nothing else.
+    """
+    right: dict[int, list[bool]] = {}
+    for number in range(num_questions):
+        passage = cut_to_tokens(processor.tokenizer, texts[number % len(texts)], NUM_TOKENS)
+        # `answer` draws its facts first.
+        num_facts = len(retrieval_questions(np.random.default_rng(number)))
+        example = answer(np.random.default_rng(number), passage)
+        sentence = reply_of(example)
+        given = sentence[: sentence.index(" is ") + len(" is")]
+        right.setdefault(num_facts, []).append(go_on(model, processor, example, given) == sentence[len(given) :])
+    return [
+        {"facts": facts, "questions": len(items), "accuracy": round(float(np.mean(items)), 4)}
+        for facts, items in sorted(right.items())
+    ]
+
+
+def measure_sentences(model: Any, processor: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """A sentence of each text, of which the first `GIVEN_TOKENS` tokens are given.
+
+    Returns:
+        The share that came back to the letter, and of which the words that followed were right at least.
+    """
+    exact, begun = [], []
+    for number, text in enumerate(texts):
+        passage = cut_to_tokens(processor.tokenizer, text, NUM_TOKENS)
+        example = find(np.random.default_rng(number), passage)
+        sentence = reply_of(example)
+        given = cut_to_tokens(processor.tokenizer, sentence, GIVEN_TOKENS)
+        wanted = sentence[len(given) :]
+        if len(processor.tokenize_context(wanted)) < GIVEN_TOKENS:
+            continue
+        said = go_on(model, processor, example, given)
+        exact.append(said == wanted)
+        begun.append(said.startswith(cut_to_tokens(processor.tokenizer, wanted, GIVEN_TOKENS)))
+    return {
+        "sentences": len(exact),
+        "exact": round(float(np.mean(exact)), 4),
+        f"next_{GIVEN_TOKENS}_tokens": round(float(np.mean(begun)), 4),
+    }
+
+
+def reply_of(example: TrainingExample) -> str:
+    """The sentence asked for."""
+    return example.messages[-1]["content"][0]["text"]
+
+
+def go_on(model: Any, processor: Any, example: TrainingExample, given: str) -> str:
+    """What the model adds to a reply of which `given` is there."""
+    begun = {"role": "assistant", "content": [{"type": "text", "text": given}]}
+    inputs = processor.apply_chat_template(
+        [*example.messages[:-1], begun], add_generation_prompt=False, continue_final_message=True
+    ).to(model.device)
+    longest = len(processor.tokenize_context(reply_of(example)))
+    output = model.generate(**inputs, max_new_tokens=longest + 8, do_sample=False)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
