@@ -104,8 +104,8 @@ the training files `benchmarks/results/c3-tiny/data.json`.
 
 Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
 4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
-books and the authors. A third of the samples are shuffled words, random tokens, digits, code-like and other
-texts that cannot be guessed.
+books and the authors. More than a third of the texts to restore are shuffled words, random tokens, digits, code-like
+and other texts that cannot be guessed.
 
 ## What it is not
 

@@ -26,7 +26,8 @@ TEXTS = {
 
 FACTS = (
     "The harbour was empty. The access code of the depot at Bergen is 482913. Nobody knew why. The access code of the "
-    "depot at Lyon is 107745. It rained. The keeper of the lighthouse at Rostock is Edith Parker. So the day went by us."
+    "depot at Lyon is 107745. It rained. The keeper of the lighthouse at Rostock is Edith Parker. So the day went by "
+    "us."
 )
 QUESTIONS = [
     ("The access code of the depot at Bergen is", " 482913."),
