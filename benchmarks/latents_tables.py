@@ -28,7 +28,9 @@ def sections(folder: Path) -> Iterator[str]:
         for path in sorted(folder.glob(f"latents_{name}.*.json")):
             record = json.loads(path.read_text(encoding="utf-8"))
             yield section(record["measurements"], record)
-            yield f"Record: [{path.name}](../benchmarks/results/{path.name}), {record['date'][:10]}.\n\n"
+            weights = record["model"]["weights"][:8]
+            link = f"[{path.name}](../benchmarks/results/{path.name})"
+            yield f"Record: {link}, {record['date'][:10]}, weights `{weights}`.\n\n"
 
 
 def exact(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
