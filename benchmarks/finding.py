@@ -27,11 +27,11 @@ def measure_questions(model: Any, processor: Any, texts: Sequence[str], num_ques
     for number in range(num_questions):
         passage = cut_to_tokens(processor.tokenizer, texts[number % len(texts)], NUM_TOKENS)
         # `answer` draws its facts first.
-        num_facts = len(retrieval_questions(np.random.default_rng(number)))
+        questions = [question for question, _ in retrieval_questions(np.random.default_rng(number))]
         example = answer(np.random.default_rng(number), passage)
         sentence = reply_of(example)
-        given = sentence[: sentence.index(" is ") + len(" is")]
-        right.setdefault(num_facts, []).append(go_on(model, processor, example, given) == sentence[len(given) :])
+        given = next(question for question in questions if sentence.startswith(question))
+        right.setdefault(len(questions), []).append(go_on(model, processor, example, given) == sentence[len(given) :])
     return [
         {"facts": facts, "questions": len(items), "accuracy": round(float(np.mean(items)), 4)}
         for facts, items in sorted(right.items())

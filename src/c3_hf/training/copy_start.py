@@ -24,7 +24,6 @@ from .laid_weights import (
     ADDRESS,
     CONTENT,
     DIRECTION,
-    DISTANCES,
     FLAG,
     KEPT,
     LATENT_TAG,
@@ -136,15 +135,10 @@ def _lay_encoder(model: C3ForConditionalGeneration, layout: Layout, kept: torch.
     queries.zero_()
     queries[:, layout.tag] = QUERY_TAG * addresses(torch.arange(len(queries)), layout.latent_dims)
     attention = encoder.h[-1].attn
-    token = layout.norm(CONTENT, ADDRESS, ADDRESS)
+    own_latent = torch.eye(layout.latent_dims)
     for place in range(layout.tokens_per_latent):
-        head = Head(attention, layout, place).clear()
-        lay_reader(head, layout, place, torch.eye(layout.latent_dims))
-        head.value[: layout.content, : layout.slot_size] = kept.T
-        scale = SLOT / (token * CONTENT * KEPT)
-        head.out[: layout.slot_size, layout.slot(place)] = scale * torch.eye(layout.slot_size)
-    past = [layout.past_length] * len(DISTANCES)
-    latent = layout.norm(SLOT * layout.tokens_per_latent**0.5, ADDRESS, ADDRESS, QUERY_TAG, *past)
+        lay_reader(Head(attention, layout, place), layout, own_latent, place, kept, into=layout.slot(place))
+    latent = layout.norm(*layout.slot_lengths, ADDRESS, ADDRESS, QUERY_TAG)
     scales = torch.full((layout.width,), 1 / latent)
     scales[layout.own.start : layout.place.stop] = 0
     scales[layout.tag] *= LATENT_TAG / QUERY_TAG

@@ -115,11 +115,9 @@ def lay_finding(
 
 def _lay_past(attention: nn.Module, layout: Layout, signs: torch.Tensor, distance: int) -> None:
     """A head of the encoder's last layer notes in each latent a word from the end of the latent before it."""
-    head = Head(attention, layout, layout.tokens_per_latent + distance - 1).clear()
-    lay_reader(head, layout, layout.tokens_per_latent - distance, next_address(layout.latent_dims).T)
-    head.value[: layout.content, : layout.signs] = signs.T
-    scale = SLOT / (layout.norm(CONTENT, ADDRESS, ADDRESS) * CONTENT * KEPT)
-    head.out[: layout.signs, layout.past(distance)] = scale * torch.eye(layout.signs)
+    head = Head(attention, layout, layout.tokens_per_latent + distance - 1)
+    place, before = layout.tokens_per_latent - distance, next_address(layout.latent_dims).T
+    lay_reader(head, layout, before, place, signs, into=layout.past(distance))
 
 
 def _lay_previous(attention: nn.Module, layout: Layout, signs: torch.Tensor, distance: int) -> None:
@@ -171,7 +169,7 @@ def _lay_search(attention: nn.Module, layout: Layout, word: torch.Tensor) -> Non
             before = layout.slot(place - distance).start
             signs = slice(before, before + layout.signs) if distance <= place else layout.past(distance - place)
             head.key[signs, compared] = each * torch.eye(layout.signs)
-        # 1 if the prompt asks for finding, and 3 or 5 where not even the same word may reach the sink.
+        # 1 if the prompt asks for finding, and 3 or 5 where not even the same words may exceed the sink.
         head.query_bias[gate] = 3.0
         head.query[layout.mode, gate] = 2 * DIRECTION / (token * MODE)
         head.key[layout.flag, gate] = ONLY_LATENTS * layout.root * DIRECTION / (latent * FLAG)

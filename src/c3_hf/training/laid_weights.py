@@ -127,15 +127,15 @@ class Layout:
         return self.norm(CONTENT, ADDRESS, ADDRESS, MODE, *previous)
 
     @property
-    def past_length(self) -> float:
-        """Of the signs of a past word, as long as they are in a slot."""
-        return SLOT * (self.signs / self.slot_size) ** 0.5
+    def slot_lengths(self) -> list[float]:
+        """Lengths of what a full latent holds of words: all slots together, and the signs of each past word."""
+        past = SLOT * (self.signs / self.slot_size) ** 0.5
+        return [SLOT * self.tokens_per_latent**0.5, *[past] * len(DISTANCES)]
 
     @property
     def latent_norm(self) -> float:
         """Of a full latent in the decoder."""
-        past = [self.past_length] * len(DISTANCES)
-        return self.norm(SLOT * self.tokens_per_latent**0.5, LATENT_TAG, FLAG, *past)
+        return self.norm(*self.slot_lengths, LATENT_TAG, FLAG)
 
     def latent_address(self, latent: int) -> torch.Tensor:
         return addresses(torch.tensor([latent]), self.latent_dims)[0]
@@ -215,14 +215,28 @@ def next_address(size: int) -> torch.Tensor:
     return table
 
 
-def lay_reader(head: Head, layout: Layout, place: int, latent: torch.Tensor) -> None:
-    """A head of the encoder's last layer reads: queries ask by their tags times `latent`, tokens answer by `place`."""
-    size = layout.latent_dims
+def lay_reader(
+    head: Head, layout: Layout, latent: torch.Tensor, place: int, directions: torch.Tensor, into: slice
+) -> None:
+    """A head of the encoder's last layer reads one token into each latent.
+
+    Args:
+        head: is cleared.
+        layout: of both halves.
+        latent: `(latent_dims, latent_dims)`, from the tag of a query to the latent whose token it asks for.
+        place: of the token there.
+        directions: `(len(into), content)`, what is read of its embedding.
+        into: where it is written.
+    """
+    head.clear()
+    size, read = layout.latent_dims, len(directions)
     token, query = layout.norm(CONTENT, ADDRESS, ADDRESS), layout.norm(ADDRESS, ADDRESS, QUERY_TAG)
     head.query[layout.tag, :size] = latent / (query * QUERY_TAG)
     head.key[layout.own, :size] = MATCH * layout.root * torch.eye(size) / (token * ADDRESS)
     head.query_bias[size] = 1.0
     head.key[layout.place, size] = MATCH * layout.root * layout.place_address(place) / (token * ADDRESS)
+    head.value[: layout.content, :read] = directions.T
+    head.out[:read, into] = SLOT / (token * CONTENT * KEPT) * torch.eye(read)
 
 
 def lay_cue(decoder: nn.Module, layout: Layout, word: int, cue: int, mode: float, number: int) -> None:
