@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from .files import check_run_folder
+from .loading import check_numbers
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `report` and its arguments to the subcommands of `c3-hf`."""
@@ -23,6 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print where it is."""
+    check_numbers(arguments, "receipts")
+    check_run_folder(arguments.output or arguments.runs[0])
+
     from pathlib import Path
 
     from c3_hf.evaluation.report import write_report

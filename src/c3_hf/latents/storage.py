@@ -11,11 +11,12 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from .output import atomic_file
 
 
 FORMAT = "c3-context"
@@ -66,22 +67,14 @@ def write_file(path: str | os.PathLike, header: dict[str, Any], pieces: Callable
     """
     index, shapes = _join_index(pieces())
     metadata = _metadata(header, index)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_safetensors_header(metadata, shapes))
-            for name in shapes:
-                if name in index:
-                    file.write(tensor_bytes(index[name]))
-                else:
-                    for piece in pieces():
-                        file.write(tensor_bytes(piece[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(_safetensors_header(metadata, shapes))
+        for name in shapes:
+            if name in index:
+                file.write(tensor_bytes(index[name]))
+            else:
+                for piece in pieces():
+                    file.write(tensor_bytes(piece[name]))
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
