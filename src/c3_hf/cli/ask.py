@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import STREAM, SUFFIX, context_path
+from .files import STREAM, SUFFIX, check_context, context_path
 from .loading import add_model_arguments, check_numbers, load_model
 from .messages import check_text
 
@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from c3_hf.latents.fingerprints import check_model
 
     for name in files:
-        if name != STREAM and not os.path.exists(name):
-            raise ValueError(f"`FILE{SUFFIX}`: there is no file {name}. Check the name.")
+        check_context(name)
     model, processor = load_model(args)
     prompt = choose_prompt(processor.prompts, question, args.start)
     with contextlib.ExitStack() as stack:

@@ -120,7 +120,7 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
         if output is None:
             target = source + SUFFIX
         elif into_folder:
-            target = os.path.join(output, place.parent, place.name + SUFFIX)
+            target = str(Path(output) / place) + SUFFIX
         else:
             target = output
         jobs.append(Job(source, target))

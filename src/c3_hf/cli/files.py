@@ -226,16 +226,23 @@ def opened_for_writing(target: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+def check_context(path: str) -> None:
+    """Raise ValueError if there is no file `path`, or it is a folder."""
+    if os.path.isdir(path):
+        raise ValueError(f"`FILE{SUFFIX}`: {path} is a folder. Give the compressed contexts in it.")
+    if path != STREAM and not os.path.exists(path):
+        raise ValueError(f"`FILE{SUFFIX}`: there is no file {path}. Check the name.")
+
+
 @contextlib.contextmanager
 def context_path(path: str) -> Iterator[Path]:
     """`path` itself, or a temporary copy of what standard input or a pipe gives: contexts are mapped, not streamed.
 
     Raises:
-        ValueError: If it is a folder.
+        ValueError: If it is a folder, or not there.
     """
-    if os.path.isdir(path):
-        raise ValueError(f"`FILE{SUFFIX}`: {path} is a folder. Give the compressed contexts in it.")
-    if path != STREAM and (not os.path.exists(path) or stat.S_ISREG(os.stat(path).st_mode)):
+    check_context(path)
+    if path != STREAM and stat.S_ISREG(os.stat(path).st_mode):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as folder:

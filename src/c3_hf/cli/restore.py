@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 from typing import IO, Any
 
 from .files import (
@@ -77,7 +78,7 @@ def plan_jobs(names: list[str], output: str | None, force: bool, failures: Failu
         raise ValueError(f"`--output` must be a directory for the contexts of a directory, {output} is a file.")
     jobs = []
     for source, place, _ in read_inputs(names, lambda name: name.endswith(SUFFIX), failures):
-        target = os.path.join(output, place.parent, place.name.removesuffix(SUFFIX)) if into_folder else output
+        target = str(Path(output) / place).removesuffix(SUFFIX) if into_folder else output
         jobs.append(Job(source, target))
     if not jobs and not failures.count:
         raise ValueError(f"`FILE{SUFFIX}`: there is no compressed context below {', '.join(names)}.")

@@ -6,9 +6,11 @@ is [`CompressedContext`]'s business; how they lie in the file, and how damage is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -84,7 +86,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
         ValueError: If the file is truncated, damaged, of a later version or not a compressed context at all.
     """
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with _readable_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except SafetensorError as error:
@@ -93,6 +95,19 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
             "`c3-hf compress`. It may be truncated: compress the text again."
         ) from error
     return parse(metadata, tensors, str(path))
+
+
+@contextlib.contextmanager
+def _readable_name(path: str | os.PathLike) -> Iterator[str]:
+    """A name that safetensors opens `path` by: where its own is not UTF-8, that of a link which goes again."""
+    name = os.fsdecode(path)
+    if name.encode("utf-8", "replace") == os.fsencode(path):
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "context")
+        os.symlink(os.path.abspath(path), link)
+        yield link
 
 
 def parse(
