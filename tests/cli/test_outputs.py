@@ -200,3 +200,11 @@ def test_runs_and_reports_go_into_folders(here, capsys):
     assert main(["evaluate", "--data-dir", "absent", "--output", "a.txt"]) == 1
     assert main(["report", "run", "--output", "a.txt"]) == 1
     assert capsys.readouterr().err.count("`--output`: a.txt is no folder") == 2
+
+
+def test_a_report_does_not_replace_someone_elses_page(here, capsys):
+    (here / "out").mkdir()
+    (here / "out" / "report.md").write_text("# Mine")
+    assert main(["report", "run", "--output", "out"]) == 1
+    assert "`--output`: out/report.md exists and is no report" in capsys.readouterr().err
+    assert (here / "out" / "report.md").read_text() == "# Mine"

@@ -110,8 +110,9 @@ def test_a_reader_that_has_gone(run, here, monkeypatch, capsys):
     reading, writing = os.pipe()
     os.close(reading)
     capsys.readouterr()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(writing, "w"), encoding="utf-8"))
-    assert run("restore", "a.txt.c3", "a.txt.c3") == 1
+    with io.TextIOWrapper(io.FileIO(writing, "w"), encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run("restore", "a.txt.c3", "a.txt.c3") == 1
     assert "c3-hf restore: the output was closed by the program that reads it" in one_line_of(capsys)
 
 
