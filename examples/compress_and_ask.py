@@ -15,8 +15,8 @@ TEXT = """\
 The access code of the depot at Trieste is 481920. The keys hang behind the door of the harbour office, and whoever \
 takes them signs the book. On Sundays the depot is closed.
 """
-# The prompts that the checkpoint was trained for, and how the reply begins: c3-tiny is asked by a sentence begun.
-QUESTIONS = [("find", "The access code of the depot at Trieste is"), ("restore", "")]
+# How the reply to a prompt begins: c3-tiny is asked to find something by a sentence begun.
+BEGUN = {"find": "The access code of the depot at Trieste is"}
 
 
 def main() -> None:
@@ -30,8 +30,9 @@ def main() -> None:
         # Another day, another process: the text is not needed any more, and the encoder does not run.
         context = c3_hf.CompressedContext.load(file)
         print(context)
-        for name, begun in QUESTIONS:
-            request = processor.prompts[name]
+        # The prompts that the checkpoint was trained for are saved with it.
+        for name, request in processor.prompts.items():
+            begun = BEGUN.get(name, "")
             content = [*context.content_parts(), {"type": "text", "text": request}]
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
             inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)

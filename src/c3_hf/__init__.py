@@ -2,13 +2,13 @@
 
 __version__ = "0.1.0"
 
+import typing as _typing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import _auto_classes
 
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from c3_hf.latents import CompressedContext, compress, restore, verify
     from c3_hf.modeling.configuration_c3 import C3Config
     from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
