@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from c3_hf.latents.restoring import Restorer, generation_budget
-from c3_hf.latents.segmentation import encode_plain
+from c3_hf.modeling.prompt_c3 import encode_plain
 
 from .record import ROOT, measure, ratio, spread
 from .shapes import Setup

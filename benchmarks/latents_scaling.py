@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from c3_hf.latents import compress
-from c3_hf.latents.segmentation import encode_plain
+from c3_hf.modeling.prompt_c3 import encode_plain
 
 from .latents_setup import data_hash, load, parser, records, write_record
 from .record import process_memory

@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.prompt_c3 import encode_plain
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .schema import TrainingExample
 from .sources import RecordSource, StreamingSource
@@ -34,8 +35,7 @@ class Sample(NamedTuple):
 
 def cut_to_tokens(tokenizer: PreTrainedTokenizerBase, text: str, num_tokens: int) -> str:
     """Return the longest beginning of `text` that covers at most `num_tokens` tokens and ends between characters."""
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
+    _, offsets = encode_plain(tokenizer, text)
     if len(offsets) <= num_tokens:
         return text
     # The bytes of one character may lie in several tokens; the character then belongs to the first one left out.

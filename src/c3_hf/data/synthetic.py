@@ -17,6 +17,8 @@ from types import MappingProxyType
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.prompt_c3 import encode_plain
+
 
 _IDENTIFIERS = (
     "data index value result count total name path line text key item node left right size width first last start end "
@@ -57,7 +59,7 @@ def shuffled_words(draw: Draw) -> str:
 
 def shuffled_tokens(draw: Draw) -> str:
     """The tokens of the passage in random order; tokens that are no whole characters are left out."""
-    ids = draw.tokenizer(draw.passage, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = encode_plain(draw.tokenizer, draw.passage)[0]
     return draw.tokenizer.decode(draw.rng.permutation(ids[: draw.num_tokens])).replace("\ufffd", "")
 
 

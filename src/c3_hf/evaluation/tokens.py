@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from c3_hf.latents.segmentation import encode_plain, iter_segments
+from c3_hf.latents.segmentation import iter_segments
+from c3_hf.modeling.prompt_c3 import encode_plain
 
 
 @dataclass(frozen=True)

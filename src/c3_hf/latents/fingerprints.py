@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from .segmentation import encode_plain
+from ..modeling.prompt_c3 import encode_plain
 
 
 _WHOLE, _SAMPLED = 1 << 16, 1 << 12
@@ -66,21 +66,21 @@ def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:
     return inputs["input_ids"][0].tolist()
 
 
-def check_model(expected: str, model: PreTrainedModel) -> None:
-    """Raise ValueError unless `model` has the fingerprint `expected`."""
+def check_model(expected: str, model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError unless `model` has the fingerprint `expected` that the context called `name` was made with."""
     found = fingerprint_model(model)
     if found != expected:
         raise ValueError(
-            f"`model` has the fingerprint {found[:16]}…, the context was compressed by one with {expected[:16]}…: its "
+            f"`model` has the fingerprint {found[:16]}…, {name} was compressed by one with {expected[:16]}…: its "
             "latents mean nothing to another model. Load the model it was made with, or compress the text again."
         )
 
 
-def check_processor(expected: str, processor: ProcessorMixin) -> None:
-    """Raise ValueError unless `processor` has the fingerprint `expected`."""
+def check_processor(expected: str, processor: ProcessorMixin, name: str) -> None:
+    """Raise ValueError unless `processor` has the fingerprint `expected`; `name` as for [`check_model`]."""
     found = fingerprint_processor(processor)
     if found != expected:
         raise ValueError(
-            f"`processor` has the fingerprint {found[:16]}…, the context was compressed with {expected[:16]}…: its "
+            f"`processor` has the fingerprint {found[:16]}…, {name} was compressed with {expected[:16]}…: its "
             "tokenizer or restoring prompt is another one. Load the processor that belongs to the model."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from transformers import ProcessorMixin
 
 from .context import CompressedContext
 from .fidelity import SegmentFidelity
-from .segmentation import Source, TextReader, encode_plain
+from .residual import lost_characters
+from .restoring import decode_tokens
+from .segmentation import Source, TextReader, encode_segment
 from .verification import read_segments
 
 
@@ -35,7 +38,8 @@ class HeatPiece:
     Attributes:
         text: The characters.
         kind: `CERTAIN` comes back in free running too; `AFTER_ERROR` is right if all before it is, and something is
-            not; `CLOSE` is right by less than `CLOSE_MARGIN`; `WRONG` is another token.
+            not; `CLOSE` is right by less than `CLOSE_MARGIN`; `WRONG` is another token, or a character that
+            the tokenizer does not keep.
     """
 
     text: str
@@ -56,13 +60,16 @@ def heat_segments(
         ValueError: If the context has no margins or the text is another one.
     """
     for index, segment in enumerate(read_segments(context, TextReader(source), processor)):
+        lost = lost_characters(decode_tokens(processor, segment.token_ids), segment.text)
         margins = context.segment_margins(index)
-        fidelity = SegmentFidelity.from_margins(margins)
-        _, offsets = encode_plain(processor.tokenizer, segment.text)
+        fidelity = SegmentFidelity.from_margins(margins, len(lost))
+        _, offsets = encode_segment(processor.tokenizer, segment.text)
         text = segment.text.encode("utf-8", "replace").decode()
         pieces: list[HeatPiece] = []
         for start, end, token, margin in character_spans(offsets, margins.tolist(), len(text)):
             kind = heat_kind(margin, fidelity.first_error is not None and token > fidelity.first_error)
+            if bisect_left(lost, start) < bisect_left(lost, end):
+                kind = WRONG
             if pieces and pieces[-1].kind == kind:
                 pieces[-1] = HeatPiece(pieces[-1].text + text[start:end], kind)
             else:

@@ -20,6 +20,8 @@ from typing import IO
 
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.prompt_c3 import encode_plain
+
 
 # NFC can expand one character to three of four bytes (U+1D160), each byte a token of its own in the worst vocabulary.
 MIN_SEGMENT_LENGTH = 16
@@ -64,17 +66,9 @@ class Segment:
         return hashlib.sha256(self.data).digest()
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and character offsets of `text`, with special strings read as ordinary text."""
-    encoding = tokenizer(
-        _ESCAPED_BYTE.sub("\ufffd", text),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    return encoding["input_ids"], encoding["offset_mapping"]
+def encode_segment(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """As [`encode_plain`], of a segment's text: a byte that is not UTF-8 is read as U+FFFD."""
+    return encode_plain(tokenizer, _ESCAPED_BYTE.sub("\ufffd", text))
 
 
 def iter_text(source: Source) -> Iterator[str]:
@@ -192,7 +186,7 @@ def _token_window(
         text = reader.peek(size)
         if not text:
             return None
-        token_ids, offsets = encode_plain(tokenizer, text)
+        token_ids, offsets = encode_segment(tokenizer, text)
         if len(text) < size or len(token_ids) > segment_length + 8:
             return text, token_ids, offsets
         size *= 2
@@ -212,7 +206,7 @@ def _first_segment(
     while True:
         limit = max(1, min(offsets[budget][0], limit))
         cut = find_cut(text, limit)
-        token_ids, _ = encode_plain(tokenizer, text[:cut])
+        token_ids, _ = encode_segment(tokenizer, text[:cut])
         excess = len(token_ids) - segment_length
         if excess <= 0:
             return text[:cut], token_ids

@@ -23,6 +23,7 @@ from .prompt_c3 import (
     RESTORE_PROMPT,
     STOP_TOKEN,
     TURN_TOKEN,
+    encode_plain,
     escape_characters,
     reads_escapes,
 )
@@ -190,18 +191,11 @@ class C3Processor(ProcessorMixin):
 
     def tokenize_context(self, text: str) -> list[int]:
         """Ids of a context in the encoder's vocabulary: plain text, nothing in it is special."""
-        return self._tokenize_plain([text])[0]
-
-    def _tokenize_plain(self, texts):
-        if self._encoder_tokenizer is None:
-            texts = [self.escape(text) for text in texts]
-        if not texts:
-            return []
-        return self.encoder_tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return encode_plain(self.encoder_tokenizer, text)[0]
 
     def _tokenize_contexts(self, rows):
         num_contexts = max(len(row) for row in rows)
-        ids = self._tokenize_plain([context for row in rows for context in row])
+        ids = [self.tokenize_context(context) for row in rows for context in row]
         length = max(len(sequence) for sequence in ids)
         input_ids = torch.zeros((len(rows), num_contexts, length), dtype=torch.long)
         mask = torch.zeros_like(input_ids)

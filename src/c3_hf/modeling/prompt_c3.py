@@ -5,6 +5,8 @@ One of the remote-code files of every C3 repository on the Hub.
 """
 
 import json
+import re
+from bisect import bisect_left
 
 from tokenizers import normalizers
 
@@ -122,6 +124,39 @@ def reads_escapes(tokenizer) -> bool:
         == tokenizer(first, add_special_tokens=False)["input_ids"]
         for first in escape_characters(tokenizer)
     )
+
+
+def encode_plain(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """
+    Ids of plain text, in which special strings and escapes are ordinary characters.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): of either half of a model.
+        text (`str`): without lone surrogates, which have no UTF-8 form.
+
+    Returns:
+        The ids, and for each the first character of `text` that it stands for and the one behind the last; a slow
+        tokenizer does not know those, its list is empty.
+    """
+    inserted = []
+    if ESCAPE in text and reads_escapes(tokenizer):
+        # The normalizer takes one escape out, so it gets one more.
+        firsts = "".join(map(re.escape, escape_characters(tokenizer)))
+        found = re.finditer(f"[{firsts}]{ESCAPE}", text) if firsts else ()
+        inserted = [match.start() + 1 + count for count, match in enumerate(found)]
+        text = re.sub(f"([{firsts}]){ESCAPE}", rf"\1{ESCAPE}{ESCAPE}", text) if inserted else text
+    encoding = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=tokenizer.is_fast,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    offsets = encoding.get("offset_mapping", [])
+    if inserted:
+        offsets = [tuple(place - bisect_left(inserted, place) for place in span) for span in offsets]
+    return encoding["input_ids"], offsets
 
 
 def install_escapes(tokenizer) -> None:

@@ -18,6 +18,7 @@ from ..data.lengths import SampleKey
 from ..data.mixture import Sample, cut_to_tokens
 from ..data.tasks import restore
 from ..latents.restoring import restore_texts
+from ..modeling.prompt_c3 import encode_plain
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,6 @@ def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str
     """Mean character precision of greedy restoring: 1 - edit distance / length of the longer text, 0 to 1."""
     from rapidfuzz.distance import Levenshtein
 
-    longest = max(len(processor.tokenizer(text)["input_ids"]) for text in texts)
+    longest = max(len(encode_plain(processor.tokenizer, text)[0]) for text in texts)
     restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
     return sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.latents.restoring import context_room, restore_texts
-from c3_hf.latents.segmentation import encode_plain
+from c3_hf.modeling.prompt_c3 import encode_plain
 
 
 class C3System(DecoderSystem):
