@@ -159,7 +159,9 @@ def test_the_check_is_a_restore_that_can_be_left_out(check, monkeypatch):
     if check:
         assert restore(context, MODEL, PROCESSOR).text == text
     else:
-        with pytest.raises(ValueError, match="segment 0 of this byte-exact context did not come back right"):
+        with pytest.raises(
+            ValueError, match=r"segment 0 of this compressed context \(byte-exact\) did not come back right"
+        ):
             restore(context, MODEL, PROCESSOR)
 
 
@@ -198,10 +200,12 @@ def test_corrections_that_do_not_hold_here_are_an_error_not_a_text(compressed, m
         residual_offsets=torch.arange(len(context) + 1) * len(records[0]),
         checksums=None,
     )
-    with pytest.raises(ValueError, match=r"segment 0 of this byte-exact context did not come back right"):
+    with pytest.raises(
+        ValueError, match=r"segment 0 of this compressed context \(byte-exact\) did not come back right"
+    ):
         restore(tampered, model, processor)
     lying = dataclasses.replace(context, header=dataclasses.replace(context.header, text_sha256="0" * 64))
-    with pytest.raises(ValueError, match=r"the restored text has SHA-256 .* header is damaged"):
+    with pytest.raises(ValueError, match=r"the text of this compressed context has SHA-256 .* header is damaged"):
         restore(lying, model, processor)
 
 
@@ -223,9 +227,11 @@ def test_verifying_later_gives_what_compressing_with_verify_stores(compressed, m
     measured = verify(compressed(), text, model, processor, batch_size=2)
     torch.testing.assert_close(measured.margins, compressed(verify=True).margins, atol=0.02, rtol=0.01)
     measured.check()
-    with pytest.raises(ValueError, match=r"`source` differs from the text that was compressed, in segment \d+"):
+    with pytest.raises(
+        ValueError, match=r"`source` differs from the text that was compressed, in segment \d+ of this"
+    ):
         verify(compressed(), text.replace("7", "8"), model, processor)
-    with pytest.raises(ValueError, match=r"`source` goes on behind the \d+ segments of this context"):
+    with pytest.raises(ValueError, match=r"`source` goes on behind the \d+ segments of this compressed context"):
         verify(compressed(), text + "more", model, processor)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from transformers import ProcessorMixin
 
@@ -65,15 +66,14 @@ def heat_segments(
         fidelity = SegmentFidelity.from_margins(margins, len(lost))
         _, offsets = encode_segment(processor.tokenizer, segment.text)
         text = segment.text.encode("utf-8", "replace").decode()
-        pieces: list[HeatPiece] = []
+        kinds = [CERTAIN] * len(text)
         for start, end, token, margin in character_spans(offsets, margins.tolist(), len(text)):
             kind = heat_kind(margin, fidelity.first_error is not None and token > fidelity.first_error)
-            if bisect_left(lost, start) < bisect_left(lost, end):
-                kind = WRONG
-            if pieces and pieces[-1].kind == kind:
-                pieces[-1] = HeatPiece(pieces[-1].text + text[start:end], kind)
-            else:
-                pieces.append(HeatPiece(text[start:end], kind))
+            kinds[start:end] = [kind] * (end - start)
+        for place in lost:
+            kinds[place] = WRONG
+        runs = groupby(zip(kinds, text), key=itemgetter(0))
+        pieces = [HeatPiece("".join(char for _, char in run), kind) for kind, run in runs]
         yield fidelity, pieces
 
 

@@ -309,9 +309,10 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
     if "margins" in tensors and len(tensors["margins"]) != tokens + count:
         yield f"`margins` has {len(tensors['margins'])} entries for {tokens} tokens in {count} segments"
     if "residual" in tensors:
-        start, end = int(tensors["residual_offsets"][0]), int(tensors["residual_offsets"][-1])
-        if (start, end) != (0, len(tensors["residual"])):
-            yield f"`residual` has {len(tensors['residual'])} bytes, its offsets go from {start} to {end}"
+        if int(tensors["residual_offsets"][0]) != 0:
+            yield f"`residual_offsets` start at {int(tensors['residual_offsets'][0])} instead of 0"
+        if len(tensors["residual"]) != int(tensors["residual_offsets"][-1]):
+            yield f"`residual` has {len(tensors['residual'])} bytes, its offsets end elsewhere"
 
 
 def _within(values: torch.Tensor, low: int, high: torch.Tensor) -> bool:
