@@ -15,7 +15,7 @@ from c3_hf.latents.exactness import ExactCounts, build_residual, keep_what_resto
 from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision, to_margin_dtype
 from c3_hf.latents.residual import Residual
 from c3_hf.latents.restoring import Restorer, context_batch, restore_texts
-from c3_hf.latents.segmentation import Segment, encode_plain
+from c3_hf.latents.segmentation import Segment
 from c3_hf.latents.verification import measure_margins
 from factories import make_model, make_processor
 
@@ -32,7 +32,7 @@ def restorer():
 def latents():
     """Latents of three texts, `(3, 1, 4, 32)`."""
     texts = ("one", "2, two", "three")
-    ids, mask = context_batch([encode_plain(PROCESSOR.tokenizer, text)[0] for text in texts], "cpu")
+    ids, mask = context_batch([PROCESSOR.tokenize_context(text) for text in texts], "cpu")
     return MODEL.get_context_features(ids, mask)
 
 
@@ -122,7 +122,7 @@ def test_a_record_larger_than_the_bytes_is_not_kept(restorer, generated):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=1, max_size=4))
 def test_forcing_every_token_restores_any_texts_in_one_batch(texts):
     restorer = Restorer(MODEL, PROCESSOR)
-    segments = [Segment(text, tuple(encode_plain(PROCESSOR.tokenizer, text)[0])) for text in texts]
+    segments = [Segment(text, tuple(PROCESSOR.tokenize_context(text))) for text in texts]
     segments = [segment for segment in segments if segment.token_ids]
     if not segments:
         return
@@ -272,7 +272,7 @@ def test_restore_texts_in_any_batches_and_order():
     assert singles[1] == ""
     assert singles[0] == singles[4] != singles[2]
     assert restore_texts(MODEL, PROCESSOR, []) == []
-    assert [len(encode_plain(PROCESSOR.tokenizer, text)[0]) <= 19 for text in restore_texts(MODEL, PROCESSOR, ["abc"])]
+    assert [len(PROCESSOR.tokenize_context(text)) <= 19 for text in restore_texts(MODEL, PROCESSOR, ["abc"])]
 
 
 def test_wrong_arguments_are_refused(compressed, model, processor):

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3_hf.latents.segmentation import Segment, TextReader, encode_plain, find_cut, iter_segments, iter_text
-from factories import make_processor, make_tokenizer
+from c3_hf.latents.segmentation import Segment, TextReader, find_cut, iter_segments, iter_text
+from factories import make_processor
 
 
-TOKENIZER = make_tokenizer()
+PROCESSOR = make_processor()
+TOKENIZER = PROCESSOR.reader
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=400)
 
 
@@ -81,7 +82,7 @@ def test_sources_of_every_kind_give_the_same_text(tmp_path):
 def test_bytes_that_are_not_utf8_are_kept_and_read_as_replacement_characters():
     segment = next(iter_segments(b"a\xff\xe4\xb8b", TOKENIZER, 16))
     assert segment.data == b"a\xff\xe4\xb8b"
-    assert list(segment.token_ids) == encode_plain(TOKENIZER, "a\ufffd\ufffd\ufffdb")[0]
+    assert list(segment.token_ids) == PROCESSOR.tokenize_context("a\ufffd\ufffd\ufffdb")
 
 
 def test_the_reader_looks_ahead_without_holding_what_is_behind():

@@ -28,7 +28,7 @@ from .restoring import (
     context_batch,
     context_room,
 )
-from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, encode_segment, iter_segments
+from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, iter_segments, read_segment
 from .storage import segment_checksums
 from .verification import count_lost, measure_margins
 
@@ -135,10 +135,10 @@ class Compressor:
         Raises:
             ValueError: If a segment takes more tokens in the decoder's vocabulary than it has positions for.
         """
-        reads, writes = self.processor.encoder_tokenizer, self.processor.tokenizer
+        reads, writes = self.processor.encoder_reader, self.processor.reader
         for segment in iter_segments(source, reads, length):
             if writes is not reads:
-                segment = dataclasses.replace(segment, token_ids=tuple(encode_segment(writes, segment.text)[0]))
+                segment = dataclasses.replace(segment, token_ids=tuple(read_segment(writes, segment.text)[0]))
                 if len(segment.token_ids) >= self.restorer.room:
                     raise ValueError(
                         f"`segment_length` {length} gives a segment of {len(segment.token_ids)} tokens in the "

@@ -15,9 +15,9 @@ import json
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..modeling.prompt_c3 import encode_plain
+from ..modeling.prompt_c3 import TokenReader
 
 
 _WHOLE, _SAMPLED = 1 << 16, 1 << 12
@@ -49,15 +49,15 @@ def fingerprint_model(model: PreTrainedModel) -> str:
 
 def fingerprint_processor(processor: ProcessorMixin) -> str:
     """SHA-256 of what the processor's tokenizer and restoring prompt do, in hexadecimal."""
-    parts = [*_describe(processor.tokenizer), restoring_prompt_ids(processor)]
+    parts = [*_describe(processor.reader), restoring_prompt_ids(processor)]
     if processor.encoder_tokenizer is not processor.tokenizer:
-        parts += _describe(processor.encoder_tokenizer)
+        parts += _describe(processor.encoder_reader)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _describe(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    return [vocabulary, encode_plain(tokenizer, _PROBE)[0]]
+def _describe(reader: TokenReader) -> list[Any]:
+    vocabulary = sorted(reader.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return [vocabulary, reader.read_plain([_PROBE])[0][0]]
 
 
 def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:

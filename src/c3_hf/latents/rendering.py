@@ -14,7 +14,7 @@ from .context import CompressedContext
 from .fidelity import SegmentFidelity
 from .residual import lost_characters
 from .restoring import decode_tokens
-from .segmentation import Source, TextReader, encode_segment
+from .segmentation import Source, TextReader, read_segment
 from .verification import read_segments
 
 
@@ -64,7 +64,7 @@ def heat_segments(
         lost = lost_characters(decode_tokens(processor, segment.token_ids), segment.text)
         margins = context.segment_margins(index)
         fidelity = SegmentFidelity.from_margins(margins, len(lost))
-        _, offsets = encode_segment(processor.tokenizer, segment.text)
+        _, offsets = read_segment(processor.reader, segment.text)
         text = segment.text.encode("utf-8", "replace").decode()
         kinds = [CERTAIN] * len(text)
         for start, end, token, margin in character_spans(offsets, margins.tolist(), len(text)):

@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 
-from ..modeling.prompt_c3 import encode_plain
 from .decoding import ForcedTokens, generate_in_stretches
 from .fingerprints import restoring_prompt_ids
 from .guessing import FIRST_BLOCK, guess_in_blocks, has_full_attention
@@ -246,7 +245,7 @@ def restore_texts(
     if max_new_tokens is not None:
         check_at_least_1("max_new_tokens", max_new_tokens)
     texts = list(texts)
-    sequences = [encode_plain(processor.encoder_tokenizer, text)[0] for text in texts]
+    sequences = [ids for ids, _ in processor.encoder_reader.read_plain(texts)]
     longest = max(map(len, sequences), default=0)
     if longest > context_room(model):
         raise ValueError(
@@ -255,7 +254,7 @@ def restore_texts(
         )
     lengths = [len(sequence) for sequence in sequences]
     if processor.encoder_tokenizer is not processor.tokenizer:
-        lengths = [len(encode_plain(processor.tokenizer, text)[0]) for text in texts]
+        lengths = [len(ids) for ids, _ in processor.reader.read_plain(texts)]
     wanted = [index for index, sequence in enumerate(sequences) if sequence]
     restored = [""] * len(texts)
     restorer = Restorer(model, processor)

@@ -15,7 +15,7 @@ from .fidelity import to_margin_dtype
 from .fingerprints import check_processor
 from .residual import lost_characters
 from .restoring import Restorer, batches_by_length, check_at_least_1, decode_tokens
-from .segmentation import Segment, Source, TextReader, encode_segment
+from .segmentation import Segment, Source, TextReader, read_segment
 
 
 # Rows of logits computed at a time: 256 of the released vocabulary are 155 MB in float32.
@@ -123,7 +123,7 @@ def read_segments(context: CompressedContext, reader: TextReader, processor: Pro
     whole = hashlib.sha256()
     for index, length in enumerate(context.char_offsets.diff().tolist()):
         text = reader.take(length)
-        segment = Segment(text, tuple(encode_segment(processor.tokenizer, text)[0]))
+        segment = Segment(text, tuple(read_segment(processor.reader, text)[0]))
         if segment.digest != bytes(context.digests[index].tolist()):
             raise ValueError(
                 f"`source` differs from the text that was compressed, in {context.place(index)} (characters "

@@ -18,7 +18,6 @@ from ..data.lengths import SampleKey
 from ..data.mixture import Sample, cut_to_tokens
 from ..data.tasks import restore
 from ..latents.restoring import restore_texts
-from ..modeling.prompt_c3 import encode_plain
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def read_held_out(
         texts = [record["text"] for record in records if file.kind is None or record["kind"] == file.kind]
         for ratio in ratios:
             num_tokens = round(ratio * processor.num_latents)
-            heads = (cut_to_tokens(processor.tokenizer, text, num_tokens) for text in texts)
+            heads = (cut_to_tokens(processor.reader, text, num_tokens) for text in texts)
             long = [head for head, text in zip(heads, texts) if len(head) < len(text)][:num_items]
             if not long:
                 raise ValueError(f"`eval_files`: {file.name!r} has no text of {num_tokens} tokens (ratio {ratio:g}).")
@@ -120,6 +119,6 @@ def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str
     """Mean character precision of greedy restoring: 1 - edit distance / length of the longer text, 0 to 1."""
     from rapidfuzz.distance import Levenshtein
 
-    longest = max(len(encode_plain(processor.tokenizer, text)[0]) for text in texts)
+    longest = max(len(ids) for ids, _ in processor.reader.read_plain(list(texts)))
     restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
     return sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)
