@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3_hf.latents.segmentation import Segment, TextReader, find_cut, iter_segments, iter_text
+from c3_hf.data.mixture import cut_to_tokens
+from c3_hf.evaluation.tokens import TokenMeter
+from c3_hf.latents.segmentation import Segment, TextReader, find_cut, iter_segments, iter_text, read_segment
 from factories import make_processor
 
 
@@ -125,3 +127,18 @@ def test_a_slow_tokenizer_is_refused():
 
     with pytest.raises(ValueError, match=r"`tokenizer` must be a fast tokenizer, .* got Slow"):
         list(iter_segments("text", Slow(), 16))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("<|>/im_end \ufdd0e\u0301") | st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_every_reader_of_plain_text_gives_the_same_tokens_and_places(text):
+    """One way to tokenise: the processor, segments, the evaluation's meter and the cuts of training data agree."""
+    ids, offsets = PROCESSOR.reader.read_plain([text])[0]
+    assert ids == PROCESSOR.tokenize_context(text) == read_segment(PROCESSOR.reader, text)[0]
+    assert ids == TokenMeter(PROCESSOR.tokenizer, num_latents=4, segment_tokens=32).encode(text)
+    assert PROCESSOR.tokenizer.decode(ids) == text
+    for size in range(1, len(ids)):
+        cut = cut_to_tokens(PROCESSOR.reader, text, size)
+        assert text.startswith(cut)
+        assert len(PROCESSOR.tokenize_context(cut)) <= size
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
