@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from .compressor import CompressionOptions, Compressor
-from .context import CompressedContext, check_joinable, joined_header
+from .context import CompressedContext, check_joinable
+from .header import joined_header
 from .journal import Journal
 from .output import JOURNAL_SUFFIX, claimed
 from .segmentation import Segment, Source, TextReader
@@ -100,7 +101,7 @@ def compress(
         if output is not None:
             _refuse_source_as_output(source, output)
             with claimed(output) as path:
-                return _compress_to_file(compressor, reader, path, append, _name(source), bar)
+                return _warned(_compress_to_file(compressor, reader, path, append, _name(source), bar))
         digest = hashlib.sha256()
         parts = [compressor.empty()]
         for group in compressor.groups(reader):
@@ -110,7 +111,19 @@ def compress(
             parts.append(compressor.compress_group(group))
         joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
     header = compressor.final_header(digest.hexdigest(), _name(source))
-    return dataclasses.replace(joined, header=header)
+    return _warned(dataclasses.replace(joined, header=header))
+
+
+def _warned(context: CompressedContext) -> CompressedContext:
+    """`context`; a log line says if restoring it must change the text."""
+    lost = context.num_lost_characters
+    if lost and not context.is_exact:
+        total = int(context.char_offsets[-1] - context.char_offsets[0])
+        logger.warning(
+            f"{context.name}: the tokenizer does not keep {lost:,} of {total:,} characters (Unicode is normalised, "
+            "for one), so that restoring gives others. `exact=True` keeps them."
+        )
+    return context
 
 
 def _size(source: Source) -> int | None:

@@ -381,21 +381,33 @@ def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[In
         pieces.append(input_ids[row, position:][keep[row, position:]])
         prompts.append(torch.cat(pieces))
         contexts.append(row_contexts)
-    prompt_ids, prompt_mask = _pad(prompts, left=True)
+    prompt_ids, prompt_mask = pad_rows(prompts, left=True)
     num_contexts = max(len(row) for row in contexts)
     empty = input_ids.new_empty(0)
     flat = [context for row in contexts for context in row + [empty] * (num_contexts - len(row))]
-    context_ids, context_mask = _pad(flat, left=False)
+    context_ids, context_mask = pad_rows(flat, left=False)
     shape = (batch_size, num_contexts, -1) if context_ids.shape[1] else (batch_size, num_contexts, 0)
     return InlineContexts(prompt_ids, prompt_mask, context_ids.reshape(shape), context_mask.reshape(shape))
 
 
-def _pad(sequences, left):
-    length = max(len(sequence) for sequence in sequences)
-    ids = sequences[0].new_zeros((len(sequences), length))
+def pad_rows(rows, left, length=0, value=0):
+    """
+    Rows of ids as one tensor, and its mask.
+
+    Args:
+        rows (`list[torch.LongTensor]`): each of shape `(row_length,)`; at least one.
+        left (`bool`): padding goes in front; else behind.
+        length (`int`, defaults to 0): least length of the result.
+        value (`int`, defaults to 0): the id that pads.
+
+    Returns:
+        Two `torch.LongTensor` of shape `(len(rows), sequence_length)`: ids, and 1 at a row's own ids, 0 at padding.
+    """
+    length = max(length, *map(len, rows))
+    ids = rows[0].new_full((len(rows), length), value)
     mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        where = slice(length - len(sequence), None) if left else slice(len(sequence))
-        ids[row, where] = sequence
-        mask[row, where] = 1
+    for index, row in enumerate(rows):
+        where = slice(length - len(row), None) if left else slice(len(row))
+        ids[index, where] = row
+        mask[index, where] = 1
     return ids, mask
