@@ -12,10 +12,10 @@ from typing import Any
 _HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
-    "str | None": (str, type(None)),
-    "float | None": (int, float, type(None)),
     "int | None": (int, type(None)),
     "bool | None": (bool, type(None)),
+    "str | None": (str, type(None)),
+    "float | None": (int, float, type(None)),
 }
 
 
@@ -73,16 +73,16 @@ class ContextHeader:
         for field in fields:
             value = known.get(field.name, field.default)
             kinds = _HEADER_TYPES[str(field.type)]
-            # True is an int to Python.
+            # A bool is an int to Python.
             right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-            if right and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if right and isinstance(value, (int, float)) and bool not in kinds:
                 # 2^40 of anything is more than a file can hold, and its square more than a tensor can.
-                right = 0 < value < 1 << 40 if int in kinds and float not in kinds else 0 <= value < math.inf
+                right = 0 <= value < math.inf if float in kinds else 0 < value < 1 << 40
             if not right:
                 shown = f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
                 raise ValueError(
                     f"`header`: the entry `{field.name}` of {name} is {shown}, expected {field.type}"
-                    f"{' from 1 up' if int in kinds and float not in kinds else ''}: it is damaged."
+                    f"{' from 1 up' if kinds[0] is int and float not in kinds else ''}: it is damaged."
                 )
         return cls(**known)
 
