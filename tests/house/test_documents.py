@@ -7,14 +7,17 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import c3_hf
+from c3_hf.cli import build_parser
 
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +104,9 @@ def test_public_names_are_few_sorted_and_documented():
 
 
 def test_what_is_visible_in_the_package_is_what_is_public():
-    modules = {path.name for path in (ROOT / "src" / "c3_hf").iterdir() if path.is_dir()}
+    modules = {path.stem for path in (ROOT / "src" / "c3_hf").iterdir() if path.is_dir() or path.suffix == ".py"}
     borrowed = {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "Path"}
-    visible = {name for name in vars(c3_hf) if not name.startswith("_")}
+    visible = {name for name in dir(c3_hf) if not name.startswith("_")}
     assert visible - modules - borrowed == set(c3_hf.__all__)
 
 
@@ -149,12 +152,45 @@ def test_continuous_integration_runs_the_command_of_the_readme_at_both_ends():
     assert Version(oldest).release[:2] == Version(bound).release[:2]
 
 
+def test_continuous_integration_tries_the_newest_releases_and_does_so_every_week():
+    """The newest end installs without the constraints, and leaves torch as it is: a newer one may be gigabytes."""
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (upgrade,) = (line for line in text.splitlines() if "--upgrade-strategy eager" in line)
+    assert "constraints" not in upgrade
+    assert '"torch==$torch"' in upgrade
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    # YAML 1.1 reads the key `on` as true.
+    assert workflow[True]["schedule"]
+    ends = workflow["jobs"]["ends"]["strategy"]["matrix"]["end"]
+    assert ends == re.search(r"ends=\(([a-z ]+)\)", text).group(1).split()
+
+
 def test_the_two_commands_are_single_lines_that_install_what_was_tested():
     commands = [block.strip() for block in code_blocks(README, "bash") if block.startswith("python3 -m venv")]
     assert len(commands) == 2
     for command in commands:
         assert "\n" not in command
         assert "-c constraints.txt" in command
+
+
+def documented_commands():
+    """The words of every `c3-hf COMMAND …` with arguments that a page shows, in a block or in line."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        blocks = [
+            line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()
+        ]
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        for line in [*blocks, *re.findall(r"`(c3-hf [^`]+)`", prose)]:
+            for command in line.split("#")[0].split("|"):
+                words = shlex.split(command.split(">")[0])
+                if words[:1] == ["c3-hf"] and len(words) > 2:
+                    yield pytest.param(words[1:], id=f"{document.stem}: {command.strip()}")
+
+
+@pytest.mark.parametrize("words", list(documented_commands()))
+def test_the_command_takes_what_the_pages_show(words):
+    assert build_parser().parse_args(words).run
 
 
 def test_the_snippet_of_the_readme_prints_what_the_readme_shows():
