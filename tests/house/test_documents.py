@@ -140,12 +140,14 @@ def test_every_dependency_says_what_it_is_for():
         assert lines[line - 1].startswith("    # "), requirement.name
 
 
-def test_continuous_integration_runs_the_command_of_the_readme_at_both_ends():
+def test_continuous_integration_runs_the_commands_of_the_readme_at_both_ends():
     script = ROOT / ".ci" / "run"
     assert os.stat(script).st_mode & stat.S_IXUSR
     text = script.read_text(encoding="utf-8")
-    pattern = re.search(r"command=\$\(grep -E '([^']+)' README\.md\)", text).group(1)
+    pattern = re.search(r"command=\$\(grep -E '([^']+pytest\$)' README\.md\)", text).group(1)
     assert len(re.findall(pattern, README, flags=re.MULTILINE)) == 1
+    demo = re.search(r"command=\$\(grep -E '([^']+demo\$)' README\.md\)", text).group(1)
+    assert len(re.findall(demo, README, flags=re.MULTILINE)) == 1
     oldest = re.search(r"oldest_transformers=(\S+)", text).group(1)
     (transformers,) = (r for r in requirements("options", "install_requires") if r.name == "transformers")
     (bound,) = (specifier.version for specifier in transformers.specifier if specifier.operator == ">=")
@@ -174,18 +176,11 @@ def test_the_two_commands_are_single_lines_that_install_what_was_tested():
 
 
 def documented_commands():
-    """The words of every `c3-hf COMMAND …` with arguments that a page shows, in a block or in line."""
+    """The words of every `c3-hf` command in a block of a page, behind and in front of pipes."""
     for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        blocks = [
-            line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()
-        ]
-        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-        for line in [*blocks, *re.findall(r"`(c3-hf [^`]+)`", prose)]:
-            for command in line.split("#")[0].split("|"):
-                words = shlex.split(command.split(">")[0])
-                if words[:1] == ["c3-hf"] and len(words) > 2:
-                    yield pytest.param(words[1:], id=f"{document.stem}: {command.strip()}")
+        for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL):
+            for command in re.findall(r"(?:^|\| )c3-hf (\w.*?)(?= \||  #|$)", block, flags=re.MULTILINE):
+                yield pytest.param(shlex.split(command.split(">")[0]), id=f"{document.stem}: {command}")
 
 
 @pytest.mark.parametrize("words", list(documented_commands()))
