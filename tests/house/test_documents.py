@@ -40,7 +40,11 @@ def requirements(section: str, key: str) -> list[Requirement]:
 
 
 def text_files():
-    for path in [*ROOT.iterdir(), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
+    # In a second working tree of git, .git is a file that names the place of the first.
+    for path in [
+        *(path for path in ROOT.iterdir() if path.name != ".git"),
+        *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*")),
+    ]:
         if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts:
             yield path
 
