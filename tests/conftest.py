@@ -76,3 +76,16 @@ def shared_dir() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip("the folder `shared` next to the repository is absent (goldens and evaluation data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def converted_goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both golden checkpoints, converted with verification: name to folder, only to be read."""
+    # Here, because this file is imported before the environment above is set.
+    from c3_hf.conversion.convert_c3_to_hf import convert
+
+    folders = {}
+    for name in ("tiny_a", "vocab_b"):
+        folders[name] = tmp_path_factory.mktemp("goldens") / name
+        convert(shared_dir / "goldens" / name / "checkpoint", folders[name], verify=True)
+    return folders

@@ -516,14 +516,8 @@ def test_a_failure_half_way_leaves_nothing(released, tmp_path, monkeypatch):
     assert_nothing_written(tmp_path / "target")
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        pytest.param("weights.write_shards", marks=pytest.mark.slow),
-        pytest.param("verify_forward", marks=pytest.mark.slow),
-        "write_card",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["weights.write_shards", "verify_forward", "write_card"])
 def test_after_a_kill_there_is_nothing_to_load(released, tmp_path, victim, repository):
     folder = released().write(tmp_path / "source")
     script = f"""

@@ -261,7 +261,8 @@ def test_a_page_is_scored_in_milliseconds():
             begin = time.process_time()
             getattr(module, name)(*pair)
             scored[name] = time.process_time() - begin
-    assert max(scored.values()) < 0.25, scored
+    # A hundredth of it here. Plain loops over both texts take ten seconds and more: the bound tells them on any machine.
+    assert max(scored.values()) < 2, scored
 
 
 def test_scoring_a_restoration_gives_every_text_and_token_metric():

@@ -154,6 +154,7 @@ def test_commands_load_with_the_standard_library_alone():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_importing_the_package_adds_less_than_a_fifth_to_importing_the_auto_classes():
     """Both are timed in one fresh process, so that the machine's load falls on both."""
     code = """
