@@ -261,7 +261,7 @@ def test_a_page_is_scored_in_milliseconds():
             begin = time.process_time()
             getattr(module, name)(*pair)
             scored[name] = time.process_time() - begin
-    # A hundredth of it here. Plain loops over both texts take ten seconds and more: the bound tells them on any machine.
+    # Plain loops over both texts take ten seconds and more: the bound tells them on any machine.
     assert max(scored.values()) < 2, scored
 
 
