@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except expected_errors() as error:
         say(command, one_line(error))
         if isinstance(error, ImportError) and command in EXTRAS:
-            print(f'It needs an extra: pip install "c3-hf[{EXTRAS[command]}]"', file=sys.stderr)
+            print(f'In a clone of the repository: pip install ".[{EXTRAS[command]}]"', file=sys.stderr)
         if isinstance(error, OSError):
             abandon_stdout()
         return FAILED
