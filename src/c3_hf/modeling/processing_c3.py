@@ -29,6 +29,7 @@ from .prompt_c3 import (
     escape,
     escape_characters,
     reads_escapes,
+    reopen_last_turn,
     take_contexts,
 )
 
@@ -203,10 +204,8 @@ class C3Processor(ProcessorMixin):
         else:
             rows = [torch.tensor(ids, dtype=torch.long) for ids in rows]
             padded = pad_rows(rows, options.left, length, self.tokenizer.pad_token_id or 0)
-            data = {
-                name: _as_tensors(tensor, options.return_tensors)
-                for name, tensor in zip(("input_ids", "attention_mask"), padded)
-            }
+            ids, mask = (_as_tensors(tensor, options.return_tensors) for tensor in padded)
+            data = {"input_ids": ids, "attention_mask": mask}
         return data if options.return_attention_mask else {"input_ids": data["input_ids"]}
 
     def _truncate(self, row, ids, max_length):
@@ -327,7 +326,7 @@ class C3Processor(ProcessorMixin):
                 tokenize=False,
                 **kwargs,
             )
-            texts.append(_reopen(text, add_generation_prompt) if continue_final_message else text)
+            texts.append(reopen_last_turn(text, add_generation_prompt) if continue_final_message else text)
         if not tokenize:
             return texts[0] if single else texts
         kinds = {_kind(context) for row in rows for context in row}
@@ -417,18 +416,6 @@ def _as_tensors(tensor, return_tensors):
         return tensor
     # numpy has no bfloat16.
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy() if return_tensors else tensor.tolist()
-
-
-def _reopen(markup, add_generation_prompt):
-    """The markup without the end of its last turn."""
-    if add_generation_prompt:
-        raise ValueError("`continue_final_message` and `add_generation_prompt` exclude each other. Give one of them.")
-    if not markup.endswith(STOP_TOKEN):
-        raise ValueError(
-            f"`continue_final_message` needs a chat template that ends the last turn with {STOP_TOKEN!r}. Render with "
-            "`tokenize=False` and cut the end off."
-        )
-    return markup[: -len(STOP_TOKEN)]
 
 
 def _kind(context):
