@@ -238,6 +238,14 @@ def _refuse_options(generation_config, kwargs):
                 f"`{name}`={value!r} cannot be combined with contexts: the latents would not reach the prompt. Leave "
                 "it out."
             )
+    if kwargs.get("inputs_embeds") is None:
+        return
+    for name in ("assistant_model", "prompt_lookup_num_tokens"):
+        if kwargs.get(name, getattr(generation_config, name, None)) is not None:
+            raise ValueError(
+                f"`{name}` cannot be combined with `inputs_embeds`: guessed tokens are checked by their ids. Give "
+                "`input_ids` alone."
+            )
 
 
 def _count_new_tokens(model, generation_config, kwargs, prompt_length):

@@ -83,9 +83,12 @@ class C3Model(C3PreTrainedModel):
             config.encoder_config.hidden_size, config.text_config.hidden_size, bias=config.projector_bias
         )
         self.language_model = AutoModel.from_config(config.text_config)
-        self.encoder_positions = learnt_positions(self.encoder)
-        self.decoder_positions = learnt_positions(self.language_model)
         self.post_init()
+
+    @property
+    def decoder_positions(self) -> Optional[int]:
+        """Positions in the decoder's table; `None` where it computes them, as with rotary embeddings."""
+        return learnt_positions(self.language_model)
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
@@ -133,7 +136,8 @@ class C3Model(C3PreTrainedModel):
         """Encoder latents of checked contexts."""
         num_latents = self.config.num_latents
         batch_size, num_contexts, context_length = contexts.input_ids.shape
-        check_context_length(self.config, context_length, self.encoder_positions)
+        if not torch.compiler.is_compiling():
+            check_context_length(self.config, context_length, learnt_positions(self.encoder))
         input_ids = contexts.input_ids.reshape(batch_size * num_contexts, context_length)
         start = input_ids.new_full((input_ids.shape[0], 1), self.config.encoder_context_start_token_id)
         # The queries see the text, the start marker and the queries before them. The end marker that the original
@@ -236,7 +240,7 @@ class C3Model(C3PreTrainedModel):
             placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
             contexts = check_contexts(self.config, *given, placeholder_mask, input_ids)
             strides = contexts.strides
-        if position_ids is None and self.decoder_positions is not None and not torch.compiler.is_compiling():
+        if position_ids is None and not torch.compiler.is_compiling() and self.decoder_positions is not None:
             past_length = 0 if cache is None else int(cache.get_seq_length())
             num_contexts = 0 if contexts is None else contexts.shape[1]
             check_room(self.config, past_length + inputs_embeds.shape[1], num_contexts, self.decoder_positions)
