@@ -108,15 +108,16 @@ class TestPrompts:
         assert model.model.decoder_positions is None
 
 
+@pytest.fixture(scope="module")
+def endless():
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    model.generation_config.max_new_tokens = 30
+    return model
+
+
 class TestMaxLength:
     """`max_length` counts the prompt, whatever number of new tokens the model's settings name."""
-
-    @pytest.fixture(scope="class")
-    def endless(self):
-        model = make_model()
-        model.generation_config.eos_token_id = None
-        model.generation_config.max_new_tokens = 30
-        return model
 
     @pytest.mark.parametrize(
         "options", [{"max_length": 9}, {"generation_config": GenerationConfig(max_length=9, pad_token_id=256)}]

@@ -126,7 +126,7 @@ class C3GenerationMixin(GenerationMixin):
             raise ValueError("contexts were given without a prompt: pass `input_ids` with placeholders for them.")
         prompt_ids = prompts if prompts.dim() == 2 else None
         placeholder_mask = self.model.get_placeholder_mask(prompt_ids, prompts)
-        contexts = check_contexts(self.config, *given, placeholder_mask, prompt_ids)
+        contexts = check_contexts(self.config, *given, placeholder_mask=placeholder_mask, prompt_ids=prompt_ids)
         self._fit_new_tokens(prompts, contexts.shape[1], generation_config, kwargs)
         latents = self.model.latents_of(contexts).expand(prompts.shape[0], -1, -1, -1)
         # Slots that pad rows with fewer contexts become zeros, the sign of an unused slot among given latents.

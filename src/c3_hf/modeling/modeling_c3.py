@@ -238,7 +238,7 @@ class C3Model(C3PreTrainedModel):
         contexts, placeholder_mask, strides = None, None, None
         if any(argument is not None for argument in given):
             placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
-            contexts = check_contexts(self.config, *given, placeholder_mask, input_ids)
+            contexts = check_contexts(self.config, *given, placeholder_mask=placeholder_mask, prompt_ids=input_ids)
             strides = contexts.strides
         if position_ids is None and not torch.compiler.is_compiling() and self.decoder_positions is not None:
             past_length = 0 if cache is None else int(cache.get_seq_length())

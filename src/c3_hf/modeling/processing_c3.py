@@ -189,24 +189,24 @@ class C3Processor(ProcessorMixin):
         return BatchFeature(data)
 
     def _tokenize_prompts(self, texts, padding, truncation, return_tensors, **options):
-        options = check_prompt_options(self.tokenizer, padding, truncation, return_tensors, options)
+        asked = check_prompt_options(self.tokenizer, padding, truncation, return_tensors, options)
         rows = self.reader.read_markup(texts)
-        if options.truncation:
-            rows = [self._truncate(row, ids, options.max_length) for row, ids in enumerate(rows)]
-        length = options.padded_length(max(map(len, rows)))
-        if options.padding == "do_not_pad" and options.return_tensors is None:
+        if asked.truncation:
+            rows = [self._truncate(row, ids, asked.max_length) for row, ids in enumerate(rows)]
+        length = asked.padded_length(max(map(len, rows)))
+        if asked.padding == "do_not_pad" and asked.return_tensors is None:
             data = {"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]}
-        elif options.padding == "do_not_pad" and {len(ids) for ids in rows} != {length}:
+        elif asked.padding == "do_not_pad" and {len(ids) for ids in rows} != {length}:
             raise ValueError(
-                f"`return_tensors`={options.return_tensors!r} needs prompts of one length, got "
+                f"`return_tensors`={asked.return_tensors!r} needs prompts of one length, got "
                 f"{sorted({len(ids) for ids in rows})} tokens. Give `padding=True`, or `return_tensors=None`."
             )
         else:
             rows = [torch.tensor(ids, dtype=torch.long) for ids in rows]
-            padded = pad_rows(rows, options.left, length, self.tokenizer.pad_token_id or 0)
-            ids, mask = (_as_tensors(tensor, options.return_tensors) for tensor in padded)
+            padded = pad_rows(rows, asked.left, length, self.tokenizer.pad_token_id or 0)
+            ids, mask = (_as_tensors(tensor, asked.return_tensors) for tensor in padded)
             data = {"input_ids": ids, "attention_mask": mask}
-        return data if options.return_attention_mask else {"input_ids": data["input_ids"]}
+        return data if asked.return_attention_mask else {"input_ids": data["input_ids"]}
 
     def _truncate(self, row, ids, max_length):
         """The first or last `max_length` ids; raise if context markers are among the others."""
