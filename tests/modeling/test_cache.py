@@ -162,6 +162,16 @@ def test_a_long_reply_to_embeddings(strided, inputs):
     assert by_embeds.tolist() == by_ids.tolist()
 
 
+def test_an_emptied_cache_is_a_new_one(strided, inputs):
+    plain = {"input_ids": torch.tensor([[1, 2, 3]])}
+    cache = new_cache(strided)
+    strided.generate(**inputs, **NEW, past_key_values=cache)
+    cache.crop(-cache.get_seq_length())
+    assert cache.get_seq_length() == 0
+    again = strided.generate(**plain, **NEW, past_key_values=cache)
+    assert again.tolist() == strided.generate(**plain, **NEW).tolist()
+
+
 def test_outputs_and_tuples(model, inputs):
     output = model(**inputs, use_cache=True)
     assert getattr(output, CACHE_NAME).get_seq_length() == inputs["input_ids"].shape[1]

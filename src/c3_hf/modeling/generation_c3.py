@@ -69,6 +69,9 @@ class C3GenerationMixin(GenerationMixin):
         cache = one_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         if cache is not None:
             kwargs[CACHE_NAME] = cache
+            if getattr(cache, "position_delta", None) is not None and cache.get_seq_length() == 0:
+                # Emptied since: nothing in it is ahead of its number.
+                cache.position_delta = None
         if "context_latents" in kwargs:
             kwargs["context_latents"] = resolve_latents(kwargs["context_latents"], self)
         name = "inputs" if inputs is not None else "input_ids"

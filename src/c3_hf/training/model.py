@@ -95,7 +95,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         pad_token_id=end_of_text,
         do_sample=False,
         # As many as a restored text and its prompt leave room for.
-        max_new_tokens=min(4096, config.text_config.max_position_embeddings // 2),
+        max_new_tokens=min(4096, getattr(config.text_config, "max_position_embeddings", 8192) // 2),
     )
     processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
     if arguments.copy_start is not None:
