@@ -265,7 +265,7 @@ def _count_new_tokens(model, generation_config, kwargs, prompt_length):
         if kwargs.get(new) is not None or getattr(generation_config, new, None) is not None:
             continue
         value = kwargs.pop(length, None)
-        for settings in (generation_config, model.generation_config):
+        for settings in filter(None, (generation_config, model.generation_config)):
             own = getattr(settings, length, None)
             if value is None and own != getattr(unset, length) and getattr(settings, new, None) is None:
                 value = own
@@ -277,7 +277,7 @@ def _count_new_tokens(model, generation_config, kwargs, prompt_length):
                 "reply. Give `max_new_tokens`."
             )
         kwargs[new] = max(value - prompt_length, 0)
-        if getattr(generation_config, length, None) != getattr(unset, length):
+        if generation_config is not None and getattr(generation_config, length) != getattr(unset, length):
             generation_config = copy.deepcopy(generation_config)
             setattr(generation_config, length, getattr(unset, length))
     return generation_config
