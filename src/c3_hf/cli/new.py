@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("`--new-queries` goes with `--from`: a new model's queries are drawn anew in any case.")
     else:
         model, processor, notes = _make(args, dtype)
-    save_model(model, processor, output)
+    save_model(model, processor, output, trained=args.model is not None and not args.new_queries)
     print(
         f"{args.output}: {model.config.num_latents} latents, {sum(p.numel() for p in model.parameters()):,} parameters"
     )

@@ -29,6 +29,7 @@ from .prompt_c3 import (
     escape,
     escape_characters,
     reads_escapes,
+    reopen_last_turn,
     take_contexts,
 )
 
@@ -199,26 +200,24 @@ class C3Processor(ProcessorMixin):
         return BatchFeature(data)
 
     def _tokenize_prompts(self, texts, padding, truncation, return_tensors, **options):
-        options = check_prompt_options(self.tokenizer, padding, truncation, return_tensors, options)
+        asked = check_prompt_options(self.tokenizer, padding, truncation, return_tensors, options)
         rows = self.reader.read_markup(texts)
-        if options.truncation:
-            rows = [self._truncate(row, ids, options.max_length) for row, ids in enumerate(rows)]
-        length = options.padded_length(max(map(len, rows)))
-        if options.padding == "do_not_pad" and options.return_tensors is None:
+        if asked.truncation:
+            rows = [self._truncate(row, ids, asked.max_length) for row, ids in enumerate(rows)]
+        length = asked.padded_length(max(map(len, rows)))
+        if asked.padding == "do_not_pad" and asked.return_tensors is None:
             data = {"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]}
-        elif options.padding == "do_not_pad" and {len(ids) for ids in rows} != {length}:
+        elif asked.padding == "do_not_pad" and {len(ids) for ids in rows} != {length}:
             raise ValueError(
-                f"`return_tensors`={options.return_tensors!r} needs prompts of one length, got "
+                f"`return_tensors`={asked.return_tensors!r} needs prompts of one length, got "
                 f"{sorted({len(ids) for ids in rows})} tokens. Give `padding=True`, or `return_tensors=None`."
             )
         else:
             rows = [torch.tensor(ids, dtype=torch.long) for ids in rows]
-            padded = pad_rows(rows, options.left, length, self.tokenizer.pad_token_id or 0)
-            data = {
-                name: _as_tensors(tensor, options.return_tensors)
-                for name, tensor in zip(("input_ids", "attention_mask"), padded)
-            }
-        return data if options.return_attention_mask else {"input_ids": data["input_ids"]}
+            padded = pad_rows(rows, asked.left, length, self.tokenizer.pad_token_id or 0)
+            ids, mask = (_as_tensors(tensor, asked.return_tensors) for tensor in padded)
+            data = {"input_ids": ids, "attention_mask": mask}
+        return data if asked.return_attention_mask else {"input_ids": data["input_ids"]}
 
     def _truncate(self, row, ids, max_length):
         """The first or last `max_length` ids; raise if context markers are among the others."""
@@ -338,7 +337,7 @@ class C3Processor(ProcessorMixin):
                 tokenize=False,
                 **kwargs,
             )
-            texts.append(_reopen(text, add_generation_prompt) if continue_final_message else text)
+            texts.append(reopen_last_turn(text, add_generation_prompt) if continue_final_message else text)
         if not tokenize:
             return texts[0] if single else texts
         kinds = {_kind(context) for row in rows for context in row}
@@ -428,18 +427,6 @@ def _as_tensors(tensor, return_tensors):
         return tensor
     # numpy has no bfloat16.
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy() if return_tensors else tensor.tolist()
-
-
-def _reopen(markup, add_generation_prompt):
-    """The markup without the end of its last turn."""
-    if add_generation_prompt:
-        raise ValueError("`continue_final_message` and `add_generation_prompt` exclude each other. Give one of them.")
-    if not markup.endswith(STOP_TOKEN):
-        raise ValueError(
-            f"`continue_final_message` needs a chat template that ends the last turn with {STOP_TOKEN!r}. Render with "
-            "`tokenize=False` and cut the end off."
-        )
-    return markup[: -len(STOP_TOKEN)]
 
 
 def _kind(context):

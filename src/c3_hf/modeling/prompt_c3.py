@@ -426,4 +426,16 @@ def _take_context(part, num_latents):
     return {"type": "context", "text": "", "num_blocks": len(latents)}, list(latents)
 
 
+def reopen_last_turn(markup, add_generation_prompt):
+    """The markup without the end of its last turn."""
+    if add_generation_prompt:
+        raise ValueError("`continue_final_message` and `add_generation_prompt` exclude each other. Give one of them.")
+    if not markup.endswith(STOP_TOKEN):
+        raise ValueError(
+            f"`continue_final_message` needs a chat template that ends the last turn with {STOP_TOKEN!r}. Render with "
+            "`tokenize=False` and cut the end off."
+        )
+    return markup[: -len(STOP_TOKEN)]
+
+
 DEFAULT_CHAT_TEMPLATE = build_chat_template(["<"])
