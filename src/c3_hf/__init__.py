@@ -13,12 +13,14 @@ if _typing.TYPE_CHECKING:
     from c3_hf.modeling.configuration_c3 import C3Config
     from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
     from c3_hf.modeling.processing_c3 import C3Processor
+    from c3_hf.pipeline import C3Pipeline
 
 
 __all__ = [
     "C3Config",
     "C3ForConditionalGeneration",
     "C3Model",
+    "C3Pipeline",
     "C3Processor",
     "CompressedContext",
     "compress",
@@ -33,6 +35,7 @@ _HOMES = {
     "modeling.configuration_c3": ("C3Config",),
     "modeling.modeling_c3": ("C3ForConditionalGeneration", "C3Model"),
     "modeling.processing_c3": ("C3Processor",),
+    "pipeline": ("C3Pipeline",),
 }
 
 
@@ -43,7 +46,7 @@ def tiny_model_path() -> str:
 
 def __getattr__(name: str) -> object:
     """Import the public names, and the packages they are in, at the first use of one of them."""
-    if name not in __all__ and name not in ("latents", "modeling"):
+    if name not in __all__ and name not in ("latents", "modeling", "pipeline"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
