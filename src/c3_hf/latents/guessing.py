@@ -6,6 +6,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from ..modeling.positions_c3 import keep_rows
+
 
 # Tokens that are guessed together: a few first, to see whether it pays, then as many as a matrix product likes. With
 # many rows fewer each, so that the logits stay small.
@@ -65,7 +67,7 @@ def guess_in_blocks(
         going = settled & ~torch.isin(greedy, stops).any(dim=1)
         rows, last = rows[going], greedy[going, -1:]
         if len(rows) and not going.all():
-            cache.batch_select_indices(going)
+            keep_rows(cache, going)
         done += width
         width = min(_BLOCK, max(FIRST_BLOCK, _BLOCK_TOKENS // max(1, len(rows))))
     return new_ids
