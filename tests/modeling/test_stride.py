@@ -231,15 +231,11 @@ class TestRowsOfAKeptCache:
     @pytest.fixture
     @torch.no_grad()
     def filled(self, model):
-        """Prompts of one length whose positions differ: after two contexts, and after one."""
-        prompts = torch.tensor([[65, 66, *BLOCK, 67, 68, 69, 70, 71], [69, *BLOCK, 70, *BLOCK]])[:, :13]
-        mask = torch.ones_like(prompts)
-        mask[0, :2] = 0
-        inputs = {"input_ids": prompts, "attention_mask": mask}
-        first = {name: value[:, :1] for name, value in contexts().items()}
-        cache = getattr(model(**inputs, **first, use_cache=True), CACHE_NAME)
-        assert cache.position_delta.shape == (2, 1)
-        return mask, cache
+        """Behind one context and behind two."""
+        inputs = padded("left")
+        cache = getattr(model(**inputs, **contexts(), use_cache=True), CACHE_NAME)
+        assert cache.position_delta.tolist() == [[16], [32]]
+        return inputs["attention_mask"], cache
 
     @torch.no_grad()
     def step(self, model, filled, change, rows):
