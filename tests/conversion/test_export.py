@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from c3_hf.conversion.configs import write_released_configs
 from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.conversion.export import export
-from c3_hf.conversion.new_model import make_model
-from c3_hf.conversion.save_model import save_model
+from c3_hf.conversion.new_model import from_encoder_decoder_pretrained as make_model
+from c3_hf.conversion.repository import save_model
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.prompt_c3 import ESCAPE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +151,16 @@ def test_load_from_the_hub():
         pytest.skip("set C3_HF_TEST_REPOSITORY to the id of a C3 repository on the Hub")
     model = AutoModelForCausalLM.from_pretrained(repository, trust_remote_code=True)
     assert model.config.model_type == "c3"
+
+
+def test_a_card_says_nothing_it_does_not_know(tmp_path):
+    model = make_model()
+    torch.nn.init.zeros_(model.model.projector.bias)
+    model.save_pretrained(tmp_path / "fresh")
+    torch.nn.init.ones_(model.model.projector.bias)
+    model.save_pretrained(tmp_path / "trained")
+    fresh, trained = (huggingface_hub.ModelCard.load(tmp_path / name / "README.md") for name in ("fresh", "trained"))
+    assert "# fresh\n\n**Untrained:** its projector's bias is zero, as at the start." in fresh.text
+    assert "Untrained" not in trained.text
+    assert fresh.data.license is trained.data.license is None
+    assert json.loads((tmp_path / "fresh" / "config.json").read_text()).get("license") is None

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from c3_hf.conversion import key_table, repository, weights
-from c3_hf.conversion.causal_lm import find_body
-from c3_hf.conversion.checkpoint import StoredTensor, list_tensors
+from c3_hf.conversion import plan, repository, weights
 from c3_hf.conversion.configs import stock_config, write_released_configs
-from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes, raise_problems
+from c3_hf.conversion.new_model import find_body
+from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes
 from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, ranks_of, write_ranks
-from c3_hf.conversion.source import ENCODER_FOLDER, fetch_folder, read_json
+from c3_hf.conversion.released import ENCODER_FOLDER, fetch_folder
+from c3_hf.conversion.repository import check_layers, read_config
+from c3_hf.conversion.weights import StoredTensor, list_tensors, raise_problems, read_json
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, build_chat_template, escape_characters
 
@@ -70,10 +71,11 @@ def export(
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     max_shard_size = weights.parse_size(max_shard_size)
     source, _ = fetch_folder(model, revision, token)
-    config = C3Config.from_pretrained(source)
+    config = read_config(source)
     tensors = {tensor.name: tensor for tensor in list_tensors(source)}
-    problems = compare_shapes(expected_shapes(config), WeightPlan(sources=tensors))
-    raise_problems(f"the weights in {source} do not fit its configuration", problems)
+    check_layers(source, config, tensors)
+    problems = compare_shapes(expected_shapes(config, source / "config.json"), WeightPlan(sources=tensors))
+    raise_problems(f"the weights in {source} do not fit its config.json", problems)
     with repository.new_folder(output) as folder:
         if layout == "original":
             return _export_original(source, folder, config, tensors, max_shard_size)
@@ -85,13 +87,13 @@ def _export_original(
 ) -> list[str]:
     main_config, encoder_config = write_released_configs(config)
     halves = (
-        (folder, main_config, key_table.ORIGINAL_MAIN_RENAMES),
-        (folder / ENCODER_FOLDER, encoder_config, key_table.ORIGINAL_ENCODER_RENAMES),
+        (folder, main_config, plan.ORIGINAL_MAIN_RENAMES),
+        (folder / ENCODER_FOLDER, encoder_config, plan.ORIGINAL_ENCODER_RENAMES),
     )
     files = []
     for half, half_config, renames in halves:
         half.mkdir(exist_ok=True)
-        names = {name: key_table.find_target(name, renames) for name in tensors}
+        names = {name: plan.find_target(name, renames) for name in tensors}
         sources = {target: tensors[name] for name, target in names.items() if target is not None}
         written = weights.write_shards(half, sources, max_shard_size=max_shard_size)
         files += [(half / name).relative_to(folder).as_posix() for name in written]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from transformers.utils import logging
+from yaml import YAMLError
 
-from c3_hf.conversion.source import ReleasedCheckpoint
+from c3_hf.conversion.released import ReleasedCheckpoint
 from c3_hf.modeling.card_c3 import render_model_card
 from c3_hf.modeling.configuration_c3 import C3Config
 
 
-# The licence the original's repository states.
-DEFAULT_LICENSE = "apache-2.0"
+logger = logging.get_logger(__name__)
 
 _ORIGIN = """
 ## Where the weights come from
@@ -37,11 +38,17 @@ ids, as `input_ids` and `context_input_ids`.
 """
 
 
-def read_license(checkpoint: ReleasedCheckpoint) -> str:
-    """The licence the source's own card states, else that of the original."""
+def read_license(checkpoint: ReleasedCheckpoint) -> str | None:
+    """The licence that the source's own card states; None if there is no card, or it states none."""
     path = checkpoint.folder / "README.md"
-    stated = ModelCard.load(path).data.license if path.is_file() else None
-    return stated or DEFAULT_LICENSE
+    if not path.is_file():
+        return None
+    try:
+        stated = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+    except (ValueError, TypeError, YAMLError) as error:
+        logger.warning(f"{path} cannot be read ({error}): the new card states no licence.")
+        return None
+    return stated if isinstance(stated, str) else None
 
 
 def write_card(folder: Path, name: str, config: C3Config, record: dict) -> None:

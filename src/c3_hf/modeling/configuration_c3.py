@@ -81,8 +81,8 @@ class C3Config(PretrainedConfig):
             here is written to `text_config` too, because transformers 4.57 reads it there and 5.x reads it here.
         base_models (`list[str]`, *optional*):
             Hub ids of the models the two halves were made from, for the model card.
-        license (`str`, defaults to `"apache-2.0"`):
-            Hub licence id of the weights, for the model card.
+        license (`str`, *optional*):
+            Hub licence id of the weights, for the model card; `None` where nobody has stated one.
 
     Raises:
         ValueError: if a sub-configuration has no known `model_type`, `num_latents` or `segment_length` is not
@@ -120,7 +120,7 @@ class C3Config(PretrainedConfig):
         initializer_range: float = 0.02,
         tie_word_embeddings: Optional[bool] = None,
         base_models: Optional[list[str]] = None,
-        license: str = "apache-2.0",
+        license: Optional[str] = None,
         **kwargs,
     ):
         self.text_config = _build_sub_config("text_config", text_config, RELEASED_TEXT_CONFIG)

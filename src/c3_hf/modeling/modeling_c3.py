@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from .card_c3 import write_model_card
+from .card_c3 import describe_untrained, write_model_card
 from .configuration_c3 import C3Config
 from .contexts_c3 import (
     check_blocks,
@@ -82,11 +82,11 @@ class C3PreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         name = os.path.basename(os.path.normpath(save_directory))
         if kwargs.get("is_main_process", True) and os.path.isdir(save_directory):
-            write_model_card(self.config, save_directory, name)
+            write_model_card(self.config, save_directory, name, describe_untrained(self))
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # push_to_hub of transformers lays its template card over the folder just before this upload.
-        write_model_card(self.config, working_dir, repo_id)
+        write_model_card(self.config, working_dir, repo_id, describe_untrained(self))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
