@@ -4,20 +4,27 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from c3_hf.cli import main
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
+from c3_hf.evaluation.items import RestoreItem
 from c3_hf.evaluation.receipts import difference, receipts_page, worst_items
-from c3_hf.evaluation.records import FinishedRun, items_hash
+from c3_hf.evaluation.records import FinishedRun, items_hash, make_record
 from c3_hf.evaluation.report import table, write_report
 from c3_hf.evaluation.summary import bootstrap_interval, grouped, mean_of, with_interval
 from c3_hf.files import write_json
 
 
 TEXT = "The lamp of the harbour went out before the last boat came in."
+
+
+ITEM = RestoreItem("1", "textbook", "en", "written", "", (TEXT,))
+METER = SimpleNamespace(encode=list, count=len)
+SYSTEM = SimpleNamespace(slots=lambda text: 4)
 
 
 def record(task, number, output, **labels):
@@ -187,6 +194,14 @@ def test_difference_escapes_markup_and_shows_control_characters():
     page = receipts_page("<t>", [record("t", 0, "<script>alert(1)</script>", id="<i>")], 1)
     assert "<script>" not in page
     assert "<i>" not in page
+
+
+def test_a_text_that_came_back_whole_is_kept_once_and_shown_whole():
+    kept = make_record("t", ITEM, TEXT, SYSTEM, METER, False, None, 0.5)
+    assert kept["output"] is None
+    assert kept["metrics"]["exact_match"] == 1.0
+    assert f'<div class="text">{TEXT}</div>' in receipts_page("t", [kept], 1)
+    assert make_record("t", ITEM, TEXT[1:], SYSTEM, METER, False, None, 0.5)["output"] == TEXT[1:]
 
 
 def test_worst_items_leave_out_hashed_texts():

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from transformers import GPT2Config
 
 from c3_hf.cli import main
 from c3_hf.evaluation import run as run_module
@@ -393,6 +394,20 @@ def test_files_of_ones_own_that_cannot_be_are_named(tiny_checkpoint, tmp_path):
     for name in ("absent.jsonl", ""):
         with pytest.raises(FileNotFoundError, match="is no file, expected a JSON Lines file of your own texts"):
             run(tasks, tmp_path / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", ""])
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(ValueError, match=f"`device` is '{device}', expected one that is here"):
+        RunSettings(model="m", tasks=("passages",), device=device)
+
+
+def test_a_model_that_is_no_c3_is_refused(data_dir, tmp_path):
+    GPT2Config().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="is of the type 'gpt2', expected 'c3'"):
+        run(settings(tmp_path / "gpt2"), data_dir, tmp_path / "out")
+    with pytest.raises(OSError, match="nowhere"):
+        run(settings(tmp_path / "nowhere"), data_dir, tmp_path / "out")
 
 
 def test_an_expression_that_is_none_is_refused():

@@ -44,7 +44,7 @@ def read_license(checkpoint: ReleasedCheckpoint) -> str | None:
     if not path.is_file():
         return None
     try:
-        stated = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.license
+        stated = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.get("license")
     except (ValueError, TypeError, YAMLError) as error:
         logger.warning(f"{path} cannot be read ({error}): the new card states no licence.")
         return None

@@ -276,7 +276,7 @@ def find_contradictions(checkpoint: ReleasedCheckpoint) -> list[str]:
 
 
 def _find_odd_heads(fields: dict, where: str) -> list[str]:
-    width, heads, kv_heads = (fields.get(f) for f in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    width, heads, kv_heads = fields["hidden_size"], fields["num_attention_heads"], fields.get("num_key_value_heads")
     if fields.get("head_dim") is None and width % heads:
         return [f"`num_attention_heads` in {where} is {heads}, which does not divide `hidden_size` ({width})"]
     if kv_heads is not None and heads % kv_heads:

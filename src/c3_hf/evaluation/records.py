@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -13,14 +14,13 @@ from pathlib import Path
 
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
 from c3_hf.evaluation.items import Item, RestoreItem, TokenMeter
-from c3_hf.evaluation.summary import grouped
 from c3_hf.evaluation.system import System
 from c3_hf.files import read_json, read_jsonl, write_json
 
 
 CONFIG, SUMMARY, ITEMS = "config.json", "summary.json", "items"
 # What a line of an item must have to be one.
-_FIELDS = {
+_FIELDS: dict[str, type | tuple[type, ...]] = {
     "task": str,
     "id": str,
     "kind": str,
@@ -61,8 +61,8 @@ def make_record(
 
     Returns:
         A record with the item's labels, `inputs_hash`, `num_tokens`, `num_characters` and `slots` of the context,
-        `reference` or `question` and `answers`, `refused` (too long for the system), `output`, `output_hash`,
-        `metrics` and `seconds`.
+        `reference` or `question` and `answers`, `refused` (too long for the system), `output` (null where it equals
+        the reference, or is kept as a hash), `output_hash`, `metrics` and `seconds`.
     """
     texts: dict[str, object]
     output = answer or ""
@@ -74,7 +74,8 @@ def make_record(
         segments = [segment for context in item.contexts for segment in meter.segments(context)]
         metrics = score_answer(output, item.answers)
         texts = {"question": item.question, "answers": list(item.answers)}
-    texts["output"] = output
+    # Of a text that came back whole one copy is enough.
+    texts["output"] = None if output == texts.get("reference") else output
     if hash_only is not None and (hash_only.search(item.id) or hash_only.search(item.source)):
         texts = dict.fromkeys(texts)
     return {
@@ -169,11 +170,11 @@ def read_records(output: Path, expected: dict[str, dict]) -> list[dict]:
             if key[0] not in expected:
                 raise ValueError(f"{where} holds an item of task {key[0]!r}, which the run's {CONFIG} does not have.")
             places[key], records[key] = where, record
-    for task, rows in grouped(records.values(), itemgetter("task")).items():
-        if len(rows) > expected[task]["number"]:
+    for task, number in Counter(task for task, _ in records).items():
+        if number > expected[task]["number"]:
             raise ValueError(
-                f"{output} holds {len(rows)} items of task {task!r}, its {CONFIG} says {expected[task]['number']}: "
-                "some are left over from another run."
+                f"{output} holds {number} items of task {task!r}, its {CONFIG} says {expected[task]['number']}: some "
+                "are left over from another run."
             )
     return list(records.values())
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from c3_hf.evaluation import catalogue
@@ -65,6 +66,7 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, expected at least 1.")
+        check_device(self.device)
         if self.hash_only is not None:
             try:
                 re.compile(self.hash_only)
@@ -72,6 +74,22 @@ class RunSettings:
                 raise ValueError(f"`hash_only` is {self.hash_only!r}, no regular expression ({error}).") from error
         if not self.tasks:
             raise ValueError(f"`tasks` is empty, expected some of: {', '.join(catalogue.names('tasks'))}.")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or does not find here; `"auto"` is none.
+
+    Raises:
+        ValueError: If it cannot be computed on.
+    """
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    # torch built without CUDA asserts.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` is {device!r}, expected one that is here, such as 'cpu' ({reason}).") from error
 
 
 def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = False) -> dict:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForCausalLM, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from c3_hf.evaluation.items import TokenMeter
 from c3_hf.latents.compressor import default_segment_length
@@ -104,7 +104,17 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
     Args:
         model: Folder or Hub id of a C3 checkpoint.
         segment_tokens: Tokens of a segment of long text; by default as many as `compress` takes.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If it is not one of C3.
     """
+    model_type = PretrainedConfig.get_config_dict(model)[0].get("model_type")
+    if model_type != C3Config.model_type:
+        raise ValueError(
+            f"`model` {str(model)!r} is of the type {model_type!r}, expected {C3Config.model_type!r}: measured is "
+            "a C3 checkpoint, or a baseline on the decoder of one."
+        )
     processor = AutoProcessor.from_pretrained(model)
     config = C3Config.from_pretrained(model)
     return TokenMeter(

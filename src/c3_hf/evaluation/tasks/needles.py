@@ -83,5 +83,5 @@ def _item(asked: DataLine, inserted: Iterable[DataLine], haystacks: dict[str, st
     )
 
 
-_NEEDLE = {"text": str, "depth": (int, float), "lang": str}
+_NEEDLE: dict[str, type | tuple[type, ...]] = {"text": str, "depth": (int, float), "lang": str}
 TASKS = {"needles_single": load_single, "needles_multi": load_multi, "needles_two_hop": load_two_hop}
