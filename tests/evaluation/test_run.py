@@ -9,7 +9,7 @@ from transformers import GPT2Config
 
 from c3_hf.cli import main
 from c3_hf.evaluation import run as run_module
-from c3_hf.evaluation.records import FinishedRun, RecordWriter, read_config
+from c3_hf.evaluation.records import FinishedRun, append_records, read_config
 from c3_hf.evaluation.records import read_records as read_expected
 from c3_hf.evaluation.run import RunSettings, plan_batches
 from c3_hf.files import read_jsonl
@@ -185,17 +185,15 @@ def test_batches_do_not_mix_tasks_and_do_not_depend_on_what_is_done(finished):
 
 
 def test_records_of_all_processes_are_read_and_a_torn_line_is_dropped(finished, tmp_path):
-    lines = [record for _, record in read_jsonl(finished / "items.jsonl")]
+    lines = list(read_jsonl(finished / "items.jsonl"))
     lines[0]["source"] = "a\u2028b"
-    with RecordWriter(tmp_path) as first, RecordWriter(tmp_path, rank=1) as second:
-        first.write(lines[:1])
-        second.write(lines[1:3])
+    append_records(tmp_path, 0, lines[:1])
+    append_records(tmp_path, 1, lines[1:3])
     with (tmp_path / "items.rank1.jsonl").open("a") as file:
         file.write('{"id": 4, "te')
     expected = read_config(finished)["items"]
     assert read_expected(tmp_path, expected) == lines[:3]
-    with RecordWriter(tmp_path, rank=1) as second:
-        second.write(lines[3:4])
+    append_records(tmp_path, 1, lines[3:4])
     assert read_expected(tmp_path, expected) == lines[:4]
 
 
@@ -231,7 +229,7 @@ def test_items_that_are_missing_surplus_or_others_are_refused(finished, tmp_path
             "an item of task 'code', which the run's",
         ),
         "field": ([json.dumps({**record, "slots": "4"}) + "\n", *rows[1:]], r"line 1 is no record .* `slots` is '4'"),
-        "no JSON": (["{\n", *rows[1:]], r"items\.jsonl line 1 is no JSON"),
+        "no JSON": (["{\n", *rows[1:]], r"items\.jsonl`, line 1, is not JSON"),
     }
     for name, (lines, message) in changes.items():
         folder = copy_of(finished, tmp_path / name)
@@ -362,10 +360,11 @@ BAD_LINES = [
     ('{"text": "a", "question": "?", "answers": [1]}', r"line 2 has 1 as `answers`, expected str"),
     ('{"question": "?", "answers": ["a"]}', r"line 2 has no `text`, expected str"),
     ('{"contexts": "a", "question": "?", "answers": ["a"]}', r"line 2 has 'a' as `contexts`, expected list"),
-    ('["a"]', r"line 2 holds a JSON list, expected an object"),
-    ('"a"', r"line 2 holds a JSON str, expected an object"),
-    ('{"text": "a"', r"line 2 is no JSON in UTF-8"),
-    ("[" * 100_000, r"line 2 is no JSON in UTF-8"),
+    ('["a"]', r"line 2, holds a list, expected an object"),
+    ('"a"', r"line 2, holds a str, expected an object"),
+    ('{"text": "a"', r"line 2, is not JSON"),
+    ("[" * 100_000, r"line 2, is JSON nested too deep"),
+    ('{"text": ' + "1" * 5000 + "}", r"line 2, is not JSON that can be read"),
 ]
 
 
@@ -383,9 +382,9 @@ def test_files_of_ones_own_that_cannot_be_are_named(tiny_checkpoint, tmp_path):
     whole = gzip.compress(b'{"text": "a"}\n' * 10_000)
     contents = {
         "empty.jsonl": (b"\n\n", "has no line, expected one JSON object a line"),
-        "latin.jsonl": (b'{"text": "caf\xe9"}', r"latin\.jsonl line 1 is no JSON in UTF-8"),
-        "plain.jsonl.gz": (b'{"text": "a"}', r"plain\.jsonl\.gz is damaged behind line 0"),
-        "torn.jsonl.gz": (whole[: len(whole) // 2], r"torn\.jsonl\.gz is damaged behind line \d+"),
+        "latin.jsonl": (b'{"text": "caf\xe9"}', r"latin\.jsonl`, line 1, is not UTF-8"),
+        "plain.jsonl.gz": (b'{"text": "a"}', r"plain\.jsonl\.gz` is damaged behind line 0"),
+        "torn.jsonl.gz": (whole[: len(whole) // 2], r"torn\.jsonl\.gz` is damaged behind line \d+"),
     }
     for name, (data, message) in contents.items():
         (tmp_path / name).write_bytes(data)

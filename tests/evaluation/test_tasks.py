@@ -158,7 +158,7 @@ def test_damaged_line_is_named(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.write('{"id": 1}\n{"id": \n')
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz line 2 is no JSON in UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz`, line 2, is not JSON"):
         list(lines_of(path))
 
 

@@ -26,6 +26,7 @@ from c3_hf.conversion.released import (
     read_vocabulary,
 )
 from c3_hf.conversion.verification import make_samples, verify_forward, verify_tensors
+from c3_hf.files import atomic_folder, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.processing_c3 import C3Processor
 
@@ -78,7 +79,7 @@ def convert(
     """
     max_shard_size = weights.parse_size(max_shard_size)
     checkpoint = open_released_checkpoint(source, revision, token, cache_dir, local_files_only)
-    with repository.new_folder(output) as folder:
+    with atomic_folder(output) as folder:
         vocabulary = read_vocabulary(checkpoint)
         config = read_released_config(checkpoint, vocabulary, dtype)
         plan = plan_conversion(config, checkpoint.main_tensors, checkpoint.encoder_tensors, checkpoint.config_files)
@@ -100,7 +101,7 @@ def convert(
                 "tensors_equal": verify_tensors(folder, digests),
                 "forward": verify_forward(folder, checkpoint, pending, samples, compute_dtype),
             }
-        repository.write_json(folder / RECORD_FILE, record)
+        write_json(folder / RECORD_FILE, record)
         write_card(folder, Path(output).name, config, record)
         (folder / PENDING_CONFIG).rename(folder / "config.json")
     return record

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from c3_hf.conversion.plan import find_absent_layers, naming
-from c3_hf.conversion.weights import list_tensors, raise_problems, read_json
+from c3_hf.conversion.weights import list_tensors, raise_problems
+from c3_hf.files import read_json_object
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.processing_c3 import C3Processor
@@ -141,7 +142,7 @@ def from_encoder_decoder_pretrained(
 def _load_half(name: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
     folder = Path(name)
     if folder.is_dir():
-        read_json(folder / "config.json")
+        read_json_object(folder / "config.json")
         with naming(folder / "config.json"):
             config = AutoConfig.from_pretrained(folder)
         if list(folder.glob("*.safetensors")):

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from c3_hf.conversion.plan import find_absent_layers
 from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, load_qwen_tokenizer
-from c3_hf.conversion.weights import StoredTensor, list_tensors, raise_problems, read_json
+from c3_hf.conversion.weights import StoredTensor, list_tensors, raise_problems
+from c3_hf.files import read_json_object
 from c3_hf.modeling.prompt_c3 import (
     CONTEXT_END_TOKEN,
     CONTEXT_START_TOKEN,
@@ -136,14 +137,14 @@ def open_released_checkpoint(
             weight file is damaged.
     """
     folder, commit = fetch_folder(name, revision, token, cache_dir, local_files_only)
-    main_config = read_json(folder / "config.json")
+    main_config = read_json_object(folder / "config.json")
     if "latent_token_len" not in main_config:
         raise ValueError(
             f"{folder}/config.json has no `latent_token_len` (model_type {main_config.get('model_type')!r}), so it is "
             "not a checkpoint in the released C3 layout. A folder that this package wrote needs no conversion."
         )
     encoder_folder = folder / ENCODER_FOLDER
-    encoder_config = read_json(encoder_folder / "config.json")
+    encoder_config = read_json_object(encoder_folder / "config.json")
     main_tensors = list_tensors(folder)
     whole = any(tensor.name.startswith(f"model.{ENCODER_FOLDER}.") for tensor in main_tensors)
     encoder_tensors = [] if whole else list_tensors(encoder_folder)
@@ -329,7 +330,7 @@ def read_vocabulary(checkpoint: ReleasedCheckpoint) -> Vocabulary:
 def load_fast_tokenizer(folder: Path, model_max_length: int) -> PreTrainedTokenizerFast:
     """Load a `tokenizer.json` beside a descendant, and make it one a C3 processor takes."""
     for path in sorted(folder.glob("*token*.json")):
-        read_json(path)
+        read_json_object(path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     install_escapes(tokenizer)
     tokenizer.padding_side = "left"

@@ -5,12 +5,8 @@ A folder that is written appears all at once.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +14,8 @@ import torch
 from c3_hf import modeling
 from c3_hf.conversion.configs import both_rope_keys
 from c3_hf.conversion.plan import find_absent_layers, naming
-from c3_hf.conversion.weights import list_tensors, raise_problems, read_json
+from c3_hf.conversion.weights import list_tensors, raise_problems
+from c3_hf.files import atomic_folder, read_json_object, write_json
 from c3_hf.modeling.card_c3 import describe_untrained, write_model_card
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
@@ -34,35 +31,6 @@ AUTO_MAP = {
 PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_c3.C3Processor"}
 
 
-@contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
-    """A folder that appears under its name only when everything in it has been written.
-
-    Yields a temporary folder beside `output`. At the end of the block it is renamed to `output`; if the block fails it
-    is removed. A process that is killed leaves only the temporary folder, whose name begins with a dot.
-
-    Args:
-        output: the folder to make; it must not exist, or be empty.
-
-    Raises:
-        ValueError: if `output` exists and is not an empty folder.
-    """
-    output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"`output` {output} exists and is not an empty folder. Remove it, or give another name.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".partial"))
-    try:
-        yield temporary
-        _make_readable(temporary)
-        if output.exists():
-            output.rmdir()
-        os.replace(temporary, output)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-
-
 def code_files() -> list[Path]:
     """The remote-code files: the modules of `c3_hf.modeling` whose names end in `_c3.py`."""
     return sorted(Path(modeling.__file__).parent.glob("*_c3.py"))
@@ -74,13 +42,6 @@ def copy_code(folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write `content` as indented JSON, all at once."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def read_config(folder: Path) -> C3Config:
     """The configuration in a folder of a C3 model.
 
@@ -89,7 +50,7 @@ def read_config(folder: Path) -> C3Config:
         ValueError: if it is no JSON object, is that of another kind of model, or describes no model.
     """
     path = folder / "config.json"
-    model_type = read_json(path).get("model_type")
+    model_type = read_json_object(path).get("model_type")
     if model_type != C3Config.model_type:
         raise ValueError(
             f"{path}: `model_type` is {repr(model_type)[:60]}, expected {C3Config.model_type!r}. A checkpoint in the "
@@ -147,7 +108,7 @@ def save_model(
     Raises:
         ValueError: if `output` is taken.
     """
-    with new_folder(output) as folder:
+    with atomic_folder(output) as folder:
         model.save_pretrained(folder)
         # The card saved with the weights bears the temporary folder's name.
         (folder / "README.md").unlink()
@@ -155,17 +116,8 @@ def save_model(
         if processor is not None:
             processor.save_pretrained(folder)
         copy_code(folder)
-        fields = read_json(folder / "config.json")
+        fields = read_json_object(folder / "config.json")
         for half in ("text_config", "encoder_config"):
             fields[half] = both_rope_keys(fields[half])
         fields["auto_map"] |= AUTO_MAP | (PROCESSOR_AUTO_MAP if processor else {})
         write_json(folder / "config.json", fields)
-
-
-def _make_readable(folder: Path) -> None:
-    """Give a folder and its files the modes that new ones get; temporary folders begin as the owner's alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for path in folder.rglob("*"):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

@@ -19,6 +19,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from c3_hf.files import read_json_object, write_json
+
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -83,26 +85,6 @@ class StoredTensor:
                 _read_exactly(file, view, self.path)
                 yield torch.frombuffer(view, dtype=self.dtype)
                 remaining -= size
-
-
-def read_json(path: str | Path) -> dict:
-    """Read a JSON object from a file.
-
-    Raises:
-        FileNotFoundError: if the file is absent.
-        ValueError: if it holds no JSON object, or is not UTF-8.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is absent. The folder is incomplete, or not in the layout expected here.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    # A decoding error of JSON or of UTF-8 is a ValueError; very deep nesting ends in a RecursionError.
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file in UTF-8 ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object. Download it again.")
-    return content
 
 
 def read_header(path: str | Path) -> list[StoredTensor]:
@@ -225,7 +207,7 @@ def _read_exactly(file, view: memoryview, path: Path) -> None:
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(
             f"{path}: `weight_map` is {repr(weight_map)[:60]}, expected an object with the file of each tensor. "
@@ -337,7 +319,7 @@ def write_shards(
             )
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX_FILE, index)
     return list(split.filename_to_tensors)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from c3_hf.files import read_jsonl
+from c3_hf.files import numbered_jsonl
 from c3_hf.latents.segmentation import encode_plain, iter_segments
 
 
@@ -206,7 +206,7 @@ def read_lines(data: Path, name: str) -> Iterator[DataLine]:
 
 def lines_of(path: Path) -> Iterator[DataLine]:
     """Records of a JSON Lines file, compressed if its name ends in `.gz`."""
-    return (DataLine(fields, f"{path} line {number}") for number, fields in read_jsonl(path))
+    return (DataLine(fields, f"{path} line {number}") for number, fields in numbered_jsonl(path))
 
 
 def find_file(data: Path, name: str) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
 from c3_hf.evaluation.items import Item, RestoreItem, TokenMeter
 from c3_hf.evaluation.system import System
-from c3_hf.files import read_json, read_jsonl, write_json
+from c3_hf.files import append_jsonl, numbered_jsonl, read_json_object, write_json
 
 
 CONFIG, SUMMARY, ITEMS = "config.json", "summary.json", "items"
@@ -115,7 +113,7 @@ def open_run(output: Path, config: dict, allow_changes: bool = False) -> None:
     """
     path = output / CONFIG
     if path.exists():
-        before = read_json(path)
+        before = read_json_object(path)
         passed_over = {"commit"} if allow_changes else set()
         keys = (before.keys() | config.keys()) - passed_over
         differing = sorted(key for key in keys if before.get(key) != config.get(key))
@@ -139,7 +137,7 @@ def read_config(output: Path) -> dict:
     path = output / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{str(output)!r} holds no {CONFIG}, expected the output folder of a run.")
-    return read_json(path)
+    return read_json_object(path)
 
 
 def read_records(output: Path, expected: dict[str, dict]) -> list[dict]:
@@ -156,7 +154,7 @@ def read_records(output: Path, expected: dict[str, dict]) -> list[dict]:
     records: dict[tuple[str, str], dict] = {}
     places: dict[tuple[str, str], str] = {}
     for path in sorted(output.glob(f"{ITEMS}*.jsonl")):
-        for number, record in read_jsonl(path, torn=True):
+        for number, record in numbered_jsonl(path, skip_torn=True):
             where = f"{path} line {number}"
             for name, kind in _FIELDS.items():
                 if not isinstance(record.get(name), kind):
@@ -179,41 +177,9 @@ def read_records(output: Path, expected: dict[str, dict]) -> list[dict]:
     return list(records.values())
 
 
-class RecordWriter:
-    """Appends records to the file of one process, each on disk before the next begins.
-
-    Args:
-        output: Folder of the run.
-        rank: Number of the process; each has its own file.
-    """
-
-    def __init__(self, output: Path, rank: int = 0):
-        self.path = output / (f"{ITEMS}.jsonl" if rank == 0 else f"{ITEMS}.rank{rank}.jsonl")
-        _drop_torn_line(self.path)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
-
-    def __enter__(self) -> RecordWriter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def write(self, records: Iterable[dict]) -> None:
-        """Append `records`, one line each."""
-        for record in records:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
-def _drop_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+def append_records(output: Path, rank: int, records: Iterable[dict]) -> None:
+    """Append records to the file of the process `rank`; they are on the disk when this returns."""
+    append_jsonl(output / (f"{ITEMS}.jsonl" if rank == 0 else f"{ITEMS}.rank{rank}.jsonl"), records)
 
 
 @dataclass(frozen=True)
@@ -249,7 +215,7 @@ class FinishedRun:
                 f"`runs` has {folder.name!r} with {len(records)} items and no {SUMMARY}: it is not finished. "
                 "Start the same command again to finish it."
             )
-        skipped = read_json(summary).get("skipped")
+        skipped = read_json_object(summary).get("skipped")
         if skipped is None:
             _check_items(folder, records, expected)
         return cls(folder.name, config, records, skipped)

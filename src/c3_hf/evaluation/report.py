@@ -10,7 +10,7 @@ from c3_hf.evaluation.plots import FIGURE_1, FIGURE_1_BINS
 from c3_hf.evaluation.receipts import receipts_page, worst_items
 from c3_hf.evaluation.records import FinishedRun
 from c3_hf.evaluation.summary import by, count, mean, mean_of, ratio, values, with_interval
-from c3_hf.files import write_text
+from c3_hf.files import atomic_file
 
 
 _ANSWER_METRICS = ("contains_answer", "best_subspan_match", "answer_f1")
@@ -53,8 +53,13 @@ def write_report(folders: Sequence[Path], output: Path, receipts: int = 10) -> P
     ]
     text = "# Evaluation report\n\n" + "\n\n".join(section for section in sections if section) + "\n"
     path = output / "report.md"
-    write_text(path, text)
+    _write(path, text)
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -267,7 +272,7 @@ def _receipts_section(run: FinishedRun, output: Path, number: int) -> str:
     if not worst:
         return ""
     page = receipts_page(f"Receipts: {run.label}", worst, len(run.restored()))
-    write_text(output / "receipts.html", page)
+    _write(output / "receipts.html", page)
     rows = [
         [record["task"], record["id"], f"{record['metrics']['char_precision']:.3f}", str(record["num_tokens"])]
         for record in worst

@@ -16,7 +16,7 @@ from c3_hf.evaluation import catalogue
 from c3_hf.evaluation.items import VARIANT, Item, QuestionItem, RestoreItem, TokenMeter
 from c3_hf.evaluation.metrics.fox import wordnet_available
 from c3_hf.evaluation.provenance import clean_commit, environment, weights_fingerprint
-from c3_hf.evaluation.records import SUMMARY, RecordWriter, items_hash, make_record, open_run, read_records
+from c3_hf.evaluation.records import SUMMARY, append_records, items_hash, make_record, open_run, read_records
 from c3_hf.evaluation.summary import grouped, summarise
 from c3_hf.evaluation.system import System, SystemSettings, SystemUnavailable, load_meter
 from c3_hf.files import write_json
@@ -214,24 +214,21 @@ def _run_items(
         return str(reason)
     hash_only = re.compile(settings.hash_only) if settings.hash_only else None
     meteor = wordnet_available()
-    total, finished = sum(len(rows) for _, rows in batches), sum(len(rows) for _, rows in batches)
-    finished -= sum(len(rows) for _, rows in todo)
-    with (
-        RecordWriter(output, rank) as writer,
-        tqdm(
-            total=total, initial=finished, unit="item", disable=None if rank == 0 else True, desc=settings.system
-        ) as bar,
-    ):
+    total = sum(len(rows) for _, rows in batches)
+    finished = total - sum(len(rows) for _, rows in todo)
+    hidden = None if rank == 0 else True
+    with tqdm(total=total, initial=finished, unit="item", disable=hidden, desc=settings.system) as bar:
         for task, rows in todo:
             bar.set_postfix_str(task)
             begin = time.perf_counter()
             outputs = run_batch(system, rows)
             seconds = (time.perf_counter() - begin) / len(rows)
-            writer.write(
+            records = (
                 make_record(task, row, text, system, meter, meteor, hash_only, seconds)
                 for row, text in zip(rows, outputs)
                 if (task, row.id) not in done
             )
+            append_records(output, rank, records)
             bar.update(len(rows))
     return None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from c3_hf.evaluation.items import DataLine, RestoreItem, TokenMeter
+from c3_hf.files import read_json
 
 
 SUFFIX = "_page_ocr.json"
@@ -50,12 +50,9 @@ def _pages(path: Path, meter: TokenMeter) -> list[RestoreItem]:
 
 
 def _read(path: Path) -> list:
-    try:
-        pages = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON in UTF-8 ({error}).") from error
+    pages = read_json(path)
     if not isinstance(pages, list):
-        raise ValueError(f"{path} holds a JSON {type(pages).__name__}, expected a list of pages.")
+        raise ValueError(f"`{path}` holds a JSON {type(pages).__name__}, expected a list of pages.")
     return pages
 
 
