@@ -627,7 +627,7 @@ def test_a_failure_half_way_leaves_nothing(released, tmp_path, monkeypatch):
     [
         pytest.param("weights.write_shards", marks=pytest.mark.slow),
         pytest.param("verify_forward", marks=pytest.mark.slow),
-        "write_card",
+        "write_converted_card",
     ],
 )
 def test_after_a_kill_there_is_nothing_to_load(released, tmp_path, victim, repository):

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 import c3_hf
 from c3_hf.conversion import repository, weights
+from c3_hf.conversion.card import read_license, write_converted_card
 from c3_hf.conversion.configs import config_json, dtype_name, generation_config, read_released_config
-from c3_hf.conversion.model_card import read_license, write_card
 from c3_hf.conversion.plan import EMBEDDING, EQUAL_HEAD, HEAD, WeightPlan, plan_conversion
 from c3_hf.conversion.released import (
     ENCODER_FOLDER,
@@ -102,7 +102,7 @@ def convert(
                 "forward": verify_forward(folder, checkpoint, pending, samples, compute_dtype),
             }
         write_json(folder / RECORD_FILE, record)
-        write_card(folder, Path(output).name, config, record)
+        write_converted_card(folder, Path(output).name, config, record)
         (folder / PENDING_CONFIG).rename(folder / "config.json")
     return record
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from c3_hf import modeling
+from c3_hf.conversion.card import describe_untrained, write_model_card
 from c3_hf.conversion.configs import both_rope_keys
 from c3_hf.conversion.plan import find_absent_layers, naming
 from c3_hf.conversion.weights import list_tensors, raise_problems
 from c3_hf.files import atomic_folder, read_json_object, write_json
-from c3_hf.modeling.card_c3 import describe_untrained, write_model_card
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.processing_c3 import C3Processor
@@ -110,9 +110,7 @@ def save_model(
     """
     with atomic_folder(output) as folder:
         model.save_pretrained(folder)
-        # The card saved with the weights bears the temporary folder's name.
-        (folder / "README.md").unlink()
-        write_model_card(model.config, str(folder), Path(output).name, untrained or describe_untrained(model))
+        write_model_card(model.config, folder, Path(output).name, untrained or describe_untrained(model))
         if processor is not None:
             processor.save_pretrained(folder)
         copy_code(folder)

@@ -78,7 +78,7 @@ class LatentReadout(nn.Module):
                     model.config,
                     inputs.get("context_strides"),
                     *inputs["context_input_ids"].shape[:2],
-                    outputs["context_latents"].device,
+                    device=outputs["context_latents"].device,
                 ),
             )
 

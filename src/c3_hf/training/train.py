@@ -193,8 +193,12 @@ def save_trained(trainer: C3Trainer, model_args: ModelArguments) -> None:
         trainer.processor.save_pretrained(trainer.args.output_dir)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse `recipe.yaml --name value ...` and train."""
+def main(arguments: Sequence[str] | None = None) -> Path | None:
+    """Parse `recipe.yaml --name value ...` and train.
+
+    Returns:
+        The folder with the trained model; None on the processes that do not save.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0].startswith("-"):
         raise SystemExit("usage: python -m c3_hf.training.train recipe.yaml [--name value ...]")
@@ -202,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.process_index == 0:
         logger.info(f"Recipe:\n{yaml.safe_dump({**vars(model_args), **vars(data_args)}, sort_keys=False)}")
     train(model_args, data_args, args)
+    return Path(args.output_dir) if args.should_save else None
 
 
 if __name__ == "__main__":
