@@ -12,7 +12,7 @@ import torch
 from transformers import ProcessorMixin
 
 from ..modeling.prompt_c3 import CONTEXT_TOKEN
-from .lengths import SampleKey
+from .lengths import LengthSchedule, SampleKey
 from .mixture import Sample
 from .schema import TrainingExample
 
@@ -41,6 +41,8 @@ class C3DataCollator:
         teacher_inputs: also return what the distillation teacher reads.
         pad_to_multiple_of: prompts and contexts are padded to multiples of this: few shapes for compiled code.
         seed: of the noise.
+        latent_stride: most tokens a latent stands for, `config.latent_stride`; `None` for a model without a stride.
+        schedule: says the stride of each step; without it every context has the least stride that covers it.
 
     A batch holds, as `torch.long` tensors,
 
@@ -48,6 +50,7 @@ class C3DataCollator:
     - `context_input_ids`, `context_attention_mask`: `(batch_size, num_contexts, context_length)`, right-padded to the
       planned length of the batch; at least one column, masked where an example has no context, so that every process
       of a distributed run uses all its parameters;
+    - `context_strides`: `(batch_size, num_contexts)`, for a model with a stride;
     - `logits_to_keep`: int, the last positions that hold all labels and the position before the first;
     - `outcome_counts`: `(len(OUTCOMES),)`;
     - `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels` if asked for.
@@ -61,14 +64,16 @@ class C3DataCollator:
     teacher_inputs: bool = False
     pad_to_multiple_of: int = 1
     seed: int = 0
+    latent_stride: int | None = None
+    schedule: LengthSchedule | None = None
 
     def __post_init__(self) -> None:
         # Special tokens have the highest ids.
         self._first_special = min(self.processor.tokenizer.added_tokens_decoder)
 
     def without_noise(self) -> C3DataCollator:
-        """The same collator for evaluation: no noise, no teacher inputs."""
-        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False)
+        """The same collator for evaluation: no noise, no teacher inputs, the least strides."""
+        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False, schedule=None)
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make a batch, see the class."""
@@ -94,6 +99,8 @@ class C3DataCollator:
             "logits_to_keep": _logits_to_keep(labels),
             "outcome_counts": torch.tensor([counts[name] for name in OUTCOMES]),
         }
+        if self.latent_stride is not None:
+            batch["context_strides"] = self._strides(context_batch["context_attention_mask"], samples[0].key)
         if self.teacher_inputs:
             ids = [teacher.ids for teacher in teachers]
             batch["teacher_input_ids"] = _pad(ids, pad)
@@ -123,6 +130,13 @@ class C3DataCollator:
         if long_context or long_prompt:
             prompt = prompt.without_labels()
         return [ids[: self.max_context_tokens] for ids in contexts], prompt
+
+    def _strides(self, context_attention_mask: torch.Tensor, key: SampleKey) -> torch.Tensor:
+        num_latents = self.processor.num_latents
+        least = -(-context_attention_mask.sum(dim=-1) // num_latents)
+        if self.schedule is not None:
+            least = least.clamp(min=self.schedule.stride_at(key.step, key.length, num_latents))
+        return least.clamp(min=1, max=self.latent_stride)
 
     def _cut_prompt(self, prompt: _Prompt) -> _Prompt:
         # Without its contexts the prompt may end anywhere; what is left carries no loss and only fills its row.

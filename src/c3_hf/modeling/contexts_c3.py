@@ -239,6 +239,78 @@ def check_blocks(config, input_ids):
         )
 
 
+def resolve_strides(config, context_strides, num_rows, num_contexts, device):
+    """
+    Tokens that each latent of a context stands for, checked.
+
+    Args:
+        config (`C3Config`).
+        context_strides (`int`, `list` or `torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*):
+            `None` means `config.latent_stride` for every context.
+        num_rows, num_contexts (`int`): shape of what is asked for.
+        device (`torch.device`).
+
+    Returns:
+        `torch.LongTensor` of shape `(num_rows, num_contexts)`; `None` for a model without a stride.
+
+    Raises:
+        ValueError: if strides are given for a model without, have another shape, or lie outside
+            `[1, config.latent_stride]`.
+    """
+    if config.latent_stride is None:
+        if context_strides is not None:
+            raise ValueError(
+                "`context_strides` was given, but the latents of this model have no stride (`config.latent_stride` is "
+                "None). Leave it out."
+            )
+        return None
+    if context_strides is None:
+        return torch.full((num_rows, num_contexts), config.latent_stride, device=device)
+    strides = torch.as_tensor(context_strides, device=device)
+    try:
+        strides = strides.expand(num_rows, num_contexts)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`context_strides` must have shape (batch_size, num_contexts), here ({num_rows}, {num_contexts}), or one "
+            f"row or one number for all, got {tuple(strides.shape)}."
+        ) from error
+    if not torch.compiler.is_compiling() and ((strides < 1) | (strides > config.latent_stride)).any():
+        raise ValueError(
+            f"`context_strides` must lie between 1 and `config.latent_stride`={config.latent_stride}, got "
+            f"{strides.tolist()}. Cut longer texts into segments."
+        )
+    return strides
+
+
+def stride_positions(config, placeholder_mask, attention_mask, context_strides):
+    """
+    Positions of prompts whose latents keep the positions of their text.
+
+    A block of placeholders takes `num_latents * latent_stride` positions. Its placeholders sit `context_strides` apart
+    at the end of them, so that what follows lies at the same distance behind the latents for every stride, and a text
+    token at the same distance behind its latent for every length.
+
+    Args:
+        config (`C3Config`): with a `latent_stride`.
+        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at placeholders. Those
+            behind the last context are ordinary tokens.
+        attention_mask (`torch.Tensor` of the same shape): 1 at tokens, 0 at padding.
+        context_strides (`torch.LongTensor` of shape `(batch_size, num_contexts)`).
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, sequence_length)`.
+    """
+    num_latents = config.num_latents
+    index = placeholder_mask.cumsum(dim=1) - 1
+    slot = index.div(num_latents, rounding_mode="floor")
+    in_block = placeholder_mask & (slot < context_strides.shape[1])
+    strides = context_strides.gather(1, slot.clamp(min=0, max=context_strides.shape[1] - 1))
+    # The first placeholder of a block skips what a smaller stride leaves over.
+    skipped = torch.where(index % num_latents == 0, num_latents * (config.latent_stride - strides), 0)
+    advance = torch.where(in_block, strides + skipped, 1) * attention_mask.to(strides.dtype)
+    return (advance.cumsum(dim=1) - 1).clamp(min=0)
+
+
 @dataclass
 class InlineContexts:
     """
