@@ -58,4 +58,4 @@ def test_a_command_whose_packages_are_missing_names_the_extra(command, extra, mo
     assert main([command, *words[command]]) == 1
     message = capsys.readouterr().err
     assert f"c3-hf {command}: No module named 'datasets'" in message
-    assert f'pip install "c3-hf[{extra}]"' in message
+    assert f'In a clone of the repository: pip install ".[{extra}]"' in message

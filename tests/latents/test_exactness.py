@@ -118,7 +118,7 @@ def test_a_record_larger_than_the_bytes_is_not_kept(restorer, generated):
     assert build_residual(restorer, segment, near, 0.01, counts) == Residual(((7, 65),))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=1, max_size=4))
 def test_forcing_every_token_restores_any_texts_in_one_batch(texts):
     restorer = Restorer(MODEL, PROCESSOR)
@@ -163,7 +163,7 @@ def test_the_check_is_a_restore_that_can_be_left_out(check, monkeypatch):
             restore(context, MODEL, PROCESSOR)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.binary(max_size=120), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]))
 def test_any_bytes_come_back_to_the_byte(data, dtype):
     context = compress(data, MODEL, PROCESSOR, exact=True, segment_length=16, dtype=dtype)

@@ -16,7 +16,7 @@ TOKENIZER = make_tokenizer()
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=400)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=600), st.integers(16, 70), st.integers(1, 50))
 def test_segments_partition_any_bytes_within_the_budget(data, length, chunk):
     chunks = [data[start : start + chunk] for start in range(0, len(data), chunk)]
@@ -28,7 +28,7 @@ def test_segments_partition_any_bytes_within_the_budget(data, length, chunk):
     assert segments == list(iter_segments(data, TOKENIZER, length))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ANY_TEXT, st.integers(16, 60))
 def test_segments_are_tokenised_as_the_processor_tokenises_contexts(text, length):
     processor = make_processor()

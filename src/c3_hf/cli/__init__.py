@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"c3-hf {parsed.command}: {error}", file=sys.stderr)
         if isinstance(error, ImportError) and parsed.command in EXTRAS:
-            print(f'It needs an extra: pip install "c3-hf[{EXTRAS[parsed.command]}]"', file=sys.stderr)
+            print(f'In a clone of the repository: pip install ".[{EXTRAS[parsed.command]}]"', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -167,7 +167,7 @@ def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("`lora` needs peft. Install the extra: pip install c3_hf[train]") from error
+        raise ImportError('`lora` needs peft. In a clone of the repository: pip install ".[train]"') from error
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
