@@ -17,6 +17,8 @@ from types import MappingProxyType
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.prompt_c3 import TokenReader, as_reader
+
 
 _IDENTIFIERS = (
     "data index value result count total name path line text key item node left right size width first last start end "
@@ -33,13 +35,13 @@ class Draw:
         rng: source of all randomness.
         passage: real text of about `num_tokens` tokens.
         num_tokens: length wanted, in tokens.
-        tokenizer: the tokenizer that counts them.
+        tokenizer: the tokenizer that counts them, or its reader.
     """
 
     rng: np.random.Generator
     passage: str
     num_tokens: int
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | TokenReader
 
 
 def plain(draw: Draw) -> str:
@@ -57,14 +59,16 @@ def shuffled_words(draw: Draw) -> str:
 
 def shuffled_tokens(draw: Draw) -> str:
     """The tokens of the passage in random order; tokens that are no whole characters are left out."""
-    ids = draw.tokenizer(draw.passage, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return draw.tokenizer.decode(draw.rng.permutation(ids[: draw.num_tokens])).replace("\ufffd", "")
+    reader = as_reader(draw.tokenizer)
+    ids = reader.read_plain([draw.passage])[0][0]
+    return reader.tokenizer.decode(draw.rng.permutation(ids[: draw.num_tokens])).replace("\ufffd", "")
 
 
 def random_tokens(draw: Draw) -> str:
     """Tokens drawn evenly from the vocabulary without its special tokens (which have the highest ids)."""
-    first_special = min(draw.tokenizer.added_tokens_decoder)
-    return draw.tokenizer.decode(draw.rng.integers(0, first_special, draw.num_tokens + 8)).replace("\ufffd", "")
+    tokenizer = as_reader(draw.tokenizer).tokenizer
+    first_special = min(tokenizer.added_tokens_decoder)
+    return tokenizer.decode(draw.rng.integers(0, first_special, draw.num_tokens + 8)).replace("\ufffd", "")
 
 
 def digits(draw: Draw) -> str:

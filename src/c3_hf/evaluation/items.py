@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from c3_hf.files import numbered_jsonl
-from c3_hf.latents.segmentation import encode_plain, iter_segments
+from c3_hf.latents.segmentation import iter_segments
+from c3_hf.modeling.prompt_c3 import encode_plain
 
 
 # In an id, between a text and the form in which this item has it; items of one text are kept or left out together.

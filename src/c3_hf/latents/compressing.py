@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from .compressor import CompressOptions, Compressor
-from .context import CompressedContext, ContextHeader, check_joinable, joined_header
+from .context import CompressedContext, check_joinable
+from .header import ContextHeader, joined_header
 from .journal import Journal
 from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader
 from .storage import write_file
@@ -90,7 +91,7 @@ def compress(
     with tqdm(total=_size(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:
         reader = TextReader(source)
         if output is not None:
-            return _compress_to_file(compressor, reader, Path(output), append, _name(source), bar)
+            return _warned(_compress_to_file(compressor, reader, Path(output), append, _name(source), bar))
         digest = hashlib.sha256()
         parts = [compressor.empty()]
         for group in compressor.groups(reader):
@@ -100,7 +101,19 @@ def compress(
             parts.append(compressor.compress_group(group))
         joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
     header = compressor.final_header(digest.hexdigest(), _name(source))
-    return dataclasses.replace(joined, header=header)
+    return _warned(dataclasses.replace(joined, header=header))
+
+
+def _warned(context: CompressedContext) -> CompressedContext:
+    """`context`; a log line says if restoring it must change the text."""
+    lost = context.num_lost_characters
+    if lost and not context.is_exact:
+        total = int(context.char_offsets[-1] - context.char_offsets[0])
+        logger.warning(
+            f"{context.name}: the tokenizer does not keep {lost:,} of {total:,} characters (Unicode is normalised, "
+            "for one), so that restoring gives others. `exact=True` keeps them."
+        )
+    return context
 
 
 def _size(source: Source) -> int | None:

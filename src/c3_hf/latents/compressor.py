@@ -14,17 +14,23 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..modeling.configuration_c3 import C3Config
-from .context import ContextHeader
 from .exactness import EXACT_MARGINS, ExactCounts, build_residual, keep_what_restores
 from .fidelity import MARGIN_DTYPE, to_margin_dtype
 from .fingerprints import fingerprint_model, fingerprint_processor
 from .fitting import MeasuredSegment, fit_segments
+from .header import ContextHeader
 from .quantization import LATENT_DTYPES, dequantize, quantize
 from .residual import Residual
-from .restoring import Restorer, batches_by_length, context_batch, context_room
-from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, encode_plain, iter_segments
+from .restoring import (
+    Restorer,
+    batches_by_length,
+    check_at_least_1,
+    context_batch,
+    context_room,
+)
+from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, iter_segments, read_segment
 from .storage import segment_checksums
-from .verification import measure_margins
+from .verification import count_lost, measure_margins
 
 
 logger = logging.get_logger(__name__)
@@ -70,8 +76,7 @@ class CompressOptions:
             )
         if margin < 0:
             raise ValueError(f"`exact_margin` must not be negative, got {margin}.")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        check_at_least_1("batch_size", self.batch_size)
         verify = self.verify or self.target_fidelity is not None
         return dataclasses.replace(self, segment_length=length, exact_margin=margin, verify=verify)
 
@@ -130,10 +135,10 @@ class Compressor:
         Raises:
             ValueError: If a segment takes more tokens in the decoder's vocabulary than it has positions for.
         """
-        reads, writes = self.processor.encoder_tokenizer, self.processor.tokenizer
+        reads, writes = self.processor.encoder_reader, self.processor.reader
         for segment in iter_segments(source, reads, length):
             if writes is not reads:
-                segment = dataclasses.replace(segment, token_ids=tuple(encode_plain(writes, segment.text)[0]))
+                segment = dataclasses.replace(segment, token_ids=tuple(read_segment(writes, segment.text)[0]))
                 if len(segment.token_ids) >= self.restorer.room:
                     raise ValueError(
                         f"`segment_length` {length} gives a segment of {len(segment.token_ids)} tokens in the "
@@ -238,6 +243,7 @@ class Compressor:
             "char_offsets": chars,
             "byte_offsets": sizes,
             "token_offsets": tokens,
+            "lost_characters": count_lost(self.processor, segments),
             "digests": _stack(
                 [torch.tensor(list(segment.digest), dtype=torch.uint8) for segment in segments],
                 torch.empty((0, 32), dtype=torch.uint8),

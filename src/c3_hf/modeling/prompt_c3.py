@@ -215,6 +215,11 @@ class TokenReader:
         return self._copies[plain][1:]
 
 
+def as_reader(tokenizer) -> TokenReader:
+    """A reader of the tokenizer; a reader is returned as it is, since to make one copies the whole vocabulary."""
+    return tokenizer if isinstance(tokenizer, TokenReader) else TokenReader(tokenizer)
+
+
 def _offsets_without_escapes(offsets, text, firsts):
     """Offsets in the escaped text to offsets in the text."""
     found = re.finditer("|".join(map(re.escape, firsts)), text) if firsts else ()
