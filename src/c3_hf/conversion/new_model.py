@@ -43,7 +43,7 @@ from c3_hf.modeling.prompt_c3 import (
     INLINE_CONTEXT_START_TOKEN,
     STOP_TOKEN,
     TURN_TOKEN,
-    encode_plain,
+    TokenReader,
     install_escapes,
 )
 
@@ -281,7 +281,9 @@ def find_body(causal_lm: PreTrainedModel) -> tuple[str, nn.Module]:
 
 def tokenizers_agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers give the same ids for ordinary text, so that both halves can read one vocabulary."""
-    first_ids, second_ids = ([encode_plain(tokenizer, text)[0] for text in PROBES] for tokenizer in (first, second))
+    first_ids, second_ids = (
+        [ids for ids, _ in TokenReader(tokenizer).read_plain(list(PROBES))] for tokenizer in (first, second)
+    )
     return first_ids == second_ids
 
 

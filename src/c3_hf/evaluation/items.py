@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from c3_hf.files import numbered_jsonl
 from c3_hf.latents.segmentation import iter_segments
-from c3_hf.modeling.prompt_c3 import encode_plain
+from c3_hf.modeling.prompt_c3 import TokenReader
 
 
 # In an id, between a text and the form in which this item has it; items of one text are kept or left out together.
@@ -98,9 +99,14 @@ class TokenMeter:
     num_latents: int
     segment_tokens: int
 
+    @cached_property
+    def reader(self) -> TokenReader:
+        """Reads text with the tokenizer, and leaves it as it is."""
+        return TokenReader(self.tokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
-        return encode_plain(self.tokenizer, text)[0]
+        return self.reader.read_plain([text])[0][0]
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`."""
@@ -108,7 +114,7 @@ class TokenMeter:
 
     def segments(self, text: str) -> list[str]:
         """`text` in segments of at most `segment_tokens` tokens, cut at sentence ends where possible, as users get."""
-        return [segment.text for segment in iter_segments(text, self.tokenizer, self.segment_tokens)]
+        return [segment.text for segment in iter_segments(text, self.reader, self.segment_tokens)]
 
     def cut(self, text: str, num_tokens: int) -> list[str]:
         """`text` in pieces of exactly `num_tokens` tokens (the last may be shorter), wherever that falls.
@@ -126,7 +132,7 @@ class TokenMeter:
             raise ValueError(f"`num_tokens` is {num_tokens}, expected at least 1 token for each piece.")
         if not text:
             return []
-        offsets = encode_plain(self.tokenizer, text)[1]
+        offsets = self.reader.read_plain([text])[0][1]
         starts = sorted({0, *(start for start, _ in offsets[::num_tokens])})
         return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]
 
