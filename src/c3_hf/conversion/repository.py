@@ -14,7 +14,7 @@ import torch
 from c3_hf import modeling
 from c3_hf.conversion.card import describe_untrained, write_model_card
 from c3_hf.conversion.configs import both_rope_keys
-from c3_hf.conversion.plan import find_absent_layers, naming
+from c3_hf.conversion.plan import expected_shapes, find_absent_layers, naming
 from c3_hf.conversion.weights import list_tensors, raise_problems
 from c3_hf.files import atomic_folder, read_json_object, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
@@ -88,7 +88,9 @@ def load_model(
         ValueError: if the folder's `config.json` is damaged or describes no model.
     """
     if Path(model).is_dir():
-        check_layers(Path(model), read_config(Path(model)), [tensor.name for tensor in list_tensors(model)])
+        config = read_config(Path(model))
+        check_layers(Path(model), config, [tensor.name for tensor in list_tensors(model)])
+        expected_shapes(config, Path(model) / "config.json")
     loaded = C3ForConditionalGeneration.from_pretrained(model, dtype=dtype).eval()
     has_processor = not Path(model).is_dir() or (Path(model) / "processor_config.json").is_file()
     return loaded, C3Processor.from_pretrained(model) if has_processor else None
