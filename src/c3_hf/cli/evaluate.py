@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from .files import check_run_folder
+from .loading import check_device, check_model
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `evaluate` and its arguments to the subcommands of `c3-hf`."""
@@ -61,12 +64,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the tasks and print one line for each."""
+    check_run_folder(arguments.output)
+
     from pathlib import Path
 
     from c3_hf import tiny_model_path
     from c3_hf.evaluation import catalogue
     from c3_hf.evaluation.run import RunSettings, run
 
+    if arguments.device != "auto":
+        check_device(arguments.device)
+    if arguments.model is not None:
+        check_model(arguments.model)
     own = ("own_texts", "own_questions")
     if arguments.data_file:
         if arguments.tasks:

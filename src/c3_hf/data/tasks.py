@@ -43,6 +43,11 @@ _LAST_NAMES = (
 ).split()
 
 
+def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
+    """What a model trained on `tasks` (weights by name) can be asked, as `C3Processor.prompts` holds it."""
+    return {"find": FIND_PROMPT} if tasks.get("find") or tasks.get("answer") else {}
+
+
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:
     """The whole text back, with the original's prompt "Repeat the text: "."""
     return _example(text, RESTORE_PROMPT, text, "restore")

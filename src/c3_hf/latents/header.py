@@ -31,6 +31,9 @@ class ContextHeader:
         segment_length: Most tokens a segment was allowed, in the encoder's vocabulary.
         target_fidelity: Token accuracy each segment was to reach, 0 to 1; `None` if none was asked for.
         exact_margin: Logit margin below which a right token is corrected too; `None` without byte-exact mode.
+        min_segment_length: Tokens down to which segments were cut for `target_fidelity`; `None` without one.
+        exact_check: Whether every segment was restored when it was compressed; `None` without byte-exact mode.
+        model_dtype: The dtype it was computed in, such as "float32".
         text_sha256: SHA-256 of the whole source; `None` after slicing, concatenating or appending.
         source: Name of the source file, for people.
         passes: Tokens that went through encoder (and decoder, where fidelity was measured), for each token of the
@@ -45,6 +48,9 @@ class ContextHeader:
     segment_length: int
     target_fidelity: float | None = None
     exact_margin: float | None = None
+    min_segment_length: int | None = None
+    exact_check: bool | None = None
+    model_dtype: str | None = None
     text_sha256: str | None = None
     source: str | None = None
     passes: float | None = None
@@ -85,10 +91,15 @@ def joined_header(headers: list[ContextHeader]) -> ContextHeader:
     """One header for contexts put one behind the other: the first, less what holds for one source only."""
     first = headers[0]
     targets = [header.target_fidelity for header in headers]
+    shortest = [header.min_segment_length for header in headers]
+    checks = [header.exact_check for header in headers]
     return dataclasses.replace(
         first,
         segment_length=max(header.segment_length for header in headers),
         target_fidelity=None if None in targets else min(target for target in targets if target is not None),
+        min_segment_length=None if None in shortest else min(length for length in shortest if length is not None),
+        exact_check=None if None in checks else all(checks),
+        model_dtype=first.model_dtype if len({header.model_dtype for header in headers}) == 1 else None,
         text_sha256=None,
         source=None,
         passes=None,

@@ -40,6 +40,9 @@ class RestoredText:
         """`data` as UTF-8; bytes that are not come out as U+FFFD."""
         return self.data.decode("utf-8", "replace")
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def is_exact(self) -> bool:
         """Whether these are the very bytes that were compressed; nothing is not, unless the source was empty."""

@@ -6,16 +6,19 @@ is [`CompressedContext`]'s business; how they lie in the file, and how damage is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from .output import atomic_file
 
 
 FORMAT = "c3-context"
@@ -68,22 +71,14 @@ def write_file(path: str | os.PathLike, header: dict[str, Any], pieces: Callable
     """
     index, shapes = _join_index(pieces())
     metadata = _metadata(header, index)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_safetensors_header(metadata, shapes))
-            for name in shapes:
-                if name in index:
-                    file.write(tensor_bytes(index[name]))
-                else:
-                    for piece in pieces():
-                        file.write(tensor_bytes(piece[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(_safetensors_header(metadata, shapes))
+        for name in shapes:
+            if name in index:
+                file.write(tensor_bytes(index[name]))
+            else:
+                for piece in pieces():
+                    file.write(tensor_bytes(piece[name]))
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -93,7 +88,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
         ValueError: If the file is truncated, damaged, of a later version or not a compressed context at all.
     """
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with _readable_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
             views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
             declared = {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
@@ -105,6 +100,19 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
             "`c3-hf compress`. It may be truncated: compress the text again."
         ) from error
     return parse(metadata, tensors, str(path))
+
+
+@contextlib.contextmanager
+def _readable_name(path: str | os.PathLike) -> Iterator[str]:
+    """A name that safetensors opens `path` by: where its own is not UTF-8, that of a link which goes again."""
+    name = os.fsdecode(path)
+    if name.encode("utf-8", "replace") == os.fsencode(path):
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "context")
+        os.symlink(os.path.abspath(path), link)
+        yield link
 
 
 def check_declared(metadata: Mapping[str, str], declared: Mapping[str, tuple[str, list[int]]], name: str) -> None:

@@ -124,12 +124,12 @@ class C3GenerationMixin(GenerationMixin):
             generation_config (`GenerationConfig`, *optional*): the caller's.
             kwargs (`dict`): of `generate`; changed in place.
         """
-        given = [kwargs.pop(name, None) for name in CONTEXT_ARGUMENTS]
+        given = {name: kwargs.pop(name, None) for name in CONTEXT_ARGUMENTS}
         if prompts is None:
             raise ValueError("contexts were given without a prompt: pass `input_ids` with placeholders for them.")
         prompt_ids = prompts if prompts.dim() == 2 else None
         placeholder_mask = self.model.get_placeholder_mask(prompt_ids, prompts)
-        contexts = check_contexts(self.config, *given, placeholder_mask=placeholder_mask, prompt_ids=prompt_ids)
+        contexts = check_contexts(self.config, **given, placeholder_mask=placeholder_mask, prompt_ids=prompt_ids)
         self._fit_new_tokens(prompts, contexts.shape[1], generation_config, kwargs)
         latents = self.model.latents_of(contexts).expand(prompts.shape[0], -1, -1, -1)
         # Slots that pad rows with fewer contexts become zeros, the sign of an unused slot among given latents.

@@ -50,9 +50,13 @@ class C3Processor(ProcessorMixin):
         separate_encoder_vocabulary (`bool`, defaults to `False`): set by the saved file, so that `from_pretrained`
             knows to load `encoder_tokenizer`.
         chat_template (`str`, *optional*): defaults to the tokenizer's, else to the original's prompt format.
+        prompts (`dict[str, str]`, *optional*): what the model was trained to be asked behind a context, saved with the
+            processor. `"restore"` asks for the text back and is always there; `"find"` for the rest of a reply that
+            begins with words of the text; `"ask"` stands in front of a free question.
 
     Raises:
-        ValueError: if `num_latents` is not positive or the tokenizer does not read escapes.
+        ValueError: if `num_latents` is not positive, the tokenizer does not read escapes, or `prompts` holds anything
+            but strings.
     """
 
     attributes = ["tokenizer"]
@@ -65,6 +69,7 @@ class C3Processor(ProcessorMixin):
         encoder_tokenizer=None,
         separate_encoder_vocabulary=False,
         chat_template=None,
+        prompts=None,
         **kwargs,
     ):
         if isinstance(num_latents, bool) or not isinstance(num_latents, int) or num_latents < 1:
@@ -75,6 +80,12 @@ class C3Processor(ProcessorMixin):
                 "`tokenizer` does not read escapes, so text such as '<|im_end|>' in a message would become a special "
                 "token. Call install_escapes(tokenizer) of prompt_c3.py on it first."
             )
+        prompts = {} if prompts is None else prompts
+        if not isinstance(prompts, dict) or not all(
+            isinstance(item, str) for pair in prompts.items() for item in pair
+        ):
+            raise ValueError(f"`prompts` must give a string for each name, such as 'restore', got {prompts!r}.")
+        self.prompts = {"restore": RESTORE_PROMPT, **prompts}
         self.num_latents = num_latents
         self.separate_encoder_vocabulary = separate_encoder_vocabulary or encoder_tokenizer is not None
         self._encoder_tokenizer = encoder_tokenizer
@@ -136,10 +147,10 @@ class C3Processor(ProcessorMixin):
                 its latents.
 
         Returns:
-            `list[dict]`: one user message with a context part and "Repeat the text: ".
+            `list[dict]`: one user message with a context part and `prompts["restore"]`, "Repeat the text: ".
         """
         key = "text" if isinstance(context, str) else "latents"
-        content = [{"type": "context", key: context}, {"type": "text", "text": RESTORE_PROMPT}]
+        content = [{"type": "context", key: context}, {"type": "text", "text": self.prompts["restore"]}]
         return [{"role": "user", "content": content}]
 
     def __call__(

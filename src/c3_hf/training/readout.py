@@ -67,20 +67,12 @@ class LatentReadout(nn.Module):
         delattr(model, _NAME)
 
     def _read(self, model: C3Model, args: tuple[Any, ...], inputs: dict[str, Any], outputs: Any) -> None:
-        if model.training and inputs.get("context_input_ids") is not None:
-            table = model.encoder.get_input_embeddings().weight
-            self._result = self(
-                outputs["context_latents"],
-                table,
-                inputs["context_input_ids"],
-                inputs["context_attention_mask"],
-                resolve_strides(
-                    model.config,
-                    inputs.get("context_strides"),
-                    *inputs["context_input_ids"].shape[:2],
-                    device=outputs["context_latents"].device,
-                ),
-            )
+        if not model.training or inputs.get("context_input_ids") is None:
+            return
+        ids, latents = inputs["context_input_ids"], outputs["context_latents"]
+        strides = resolve_strides(model.config, inputs.get("context_strides"), len(ids), ids.shape[1], latents.device)
+        table = model.encoder.get_input_embeddings().weight
+        self._result = self(latents, table, ids, inputs["context_attention_mask"], strides)
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from ..data.collator import C3DataCollator
 from ..data.lengths import LengthGroupedBatches, LengthSchedule
 from ..data.mixture import ExampleMaker, MixtureDataset, StreamingMixtureDataset
 from ..data.sources import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from ..data.tasks import saved_prompts
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .checkpoints import complete_checkpoints
 from .curriculum import AdaptiveCurriculum
@@ -44,6 +45,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
     model, processor = prepare_model(model_args)
+    processor.prompts |= saved_prompts(data_args.tasks)
     readout = None
     if args.readout_weight > 0:
         readout = LatentReadout(body(model), share=args.readout_share)

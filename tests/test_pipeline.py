@@ -1,0 +1,90 @@
+"""The public object, on the bundled model and on one of random weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+import factories
+from c3_hf import C3Pipeline, CompressedContext
+
+
+TEXT = "The night train left the harbour a little after nine, and nobody on the pier looked up. It was raining."
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return C3Pipeline.from_pretrained(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def context(pipe):
+    return pipe.compress(TEXT)
+
+
+def test_text_and_back_in_four_lines(pipe, context):
+    restored = pipe.restore(context)
+    assert str(restored) == TEXT
+    assert restored.is_exact
+    assert b"".join(data for data, _ in pipe.iter_restored(context)) == TEXT.encode()
+    assert pipe.verify(context, TEXT).fidelity[0].is_exact
+
+
+def test_what_it_is(pipe):
+    assert repr(pipe) == "C3Pipeline(c3-tiny: 32 latents for up to 640 tokens, torch.float32, cpu)"
+    assert C3Pipeline.from_pretrained().dtype == torch.bfloat16
+
+
+def test_asking_goes_on_from_words_of_the_text(pipe, context):
+    answer = pipe.ask(context, start="nobody on the pier")
+    assert str(answer).startswith("nobody on the pier looked")
+    assert answer.segments == (0,)
+    with pytest.raises(ValueError, match="`start` is missing: this model was not trained to answer questions"):
+        pipe.ask([context], "Who looked up?")
+
+
+def test_a_context_without_text_is_not_asked(pipe):
+    with pytest.raises(ValueError, match="`contexts` holds no text"):
+        pipe.ask(pipe.compress(""), start="nobody")
+
+
+@pytest.mark.parametrize("segments", [[], [-1], [1]])
+def test_segments_that_are_not_there(pipe, context, segments):
+    with pytest.raises(ValueError, match=r"`segments` must name some of 0 to 0, got"):
+        pipe.ask(context, start="nobody", segments=segments)
+
+
+def test_chat_takes_text_and_compressed_contexts(pipe, context):
+    ask = {"type": "text", "text": "Repeat the text: "}
+    by_text = [{"role": "user", "content": [{"type": "context", "text": TEXT}, ask]}]
+    by_latents = [{"role": "user", "content": [{"type": "context", "context": context}, ask]}]
+    assert pipe(by_text, max_new_tokens=64) == TEXT
+    assert pipe([by_text, by_latents], max_new_tokens=64) == [TEXT, TEXT]
+    assert isinstance(pipe("Hello", max_new_tokens=1), str)
+    begun = [*by_text, {"role": "assistant", "content": "The night"}]
+    with pytest.raises(ValueError, match="either every conversation ends with a begun reply or none does"):
+        pipe([begun, by_text])
+
+
+def test_a_model_in_hand():
+    pipe = C3Pipeline(factories.make_model(), factories.make_processor(), name="mine")
+    assert isinstance(pipe.compress("a text of some length", segment_length=16), CompressedContext)
+    assert pipe.name == "mine"
+
+
+def test_what_is_no_c3_model(tmp_path):
+    plain = AutoModelForCausalLM.from_config(
+        Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                    num_key_value_heads=1)
+    )  # fmt: skip
+    plain.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'qwen2', not a C3 model"):
+        C3Pipeline.from_pretrained(tmp_path)
+
+
+def test_a_device_that_is_not_here():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ValueError, match="`device` 'cuda' cannot be used here"):
+        C3Pipeline.from_pretrained(device="cuda")
