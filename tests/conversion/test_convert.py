@@ -536,6 +536,14 @@ def test_an_entry_that_cannot_be_is_named_with_its_file(released, tmp_path, key)
         assert not (tmp_path / "out").exists()
 
 
+def test_entries_that_say_nothing_of_the_model_are_no_work(released, tmp_path):
+    source = released()
+    for config in (source.main_config, source.encoder_config):
+        config |= {"num_labels": 10**12, "id2label": [1], "architectures": 3, "quantization_config": "x"}
+    convert(source.write(tmp_path / "source"), tmp_path / "out")
+    assert "num_labels" not in (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("latent_token_len", 0), ("latent_token_len", True), ("im_patch_token", -1)]
 )

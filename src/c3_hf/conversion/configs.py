@@ -13,21 +13,6 @@ from c3_hf.conversion.weights import raise_problems
 from c3_hf.modeling.configuration_c3 import C3Config
 
 
-# Keys of the original's main configuration that say nothing about its decoder.
-_NOT_OF_THE_DECODER = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "contexts_compression_llm_hidden_size",
-    "im_end_token",
-    "im_patch_token",
-    "im_start_token",
-    "latent_token_len",
-    "model_type",
-    "transformers_version",
-    "use_im_start_end",
-)
-_NOT_OF_THE_ENCODER = ("_name_or_path", "architectures", "auto_map", "transformers_version")
 # What transformers 4.49, the version the original runs on, writes for a Qwen2 model.
 _QWEN2_KEYS_OF_449 = (
     "attention_dropout",
@@ -48,6 +33,18 @@ _QWEN2_KEYS_OF_449 = (
     "use_cache",
     "use_sliding_window",
     "vocab_size",
+)
+# What a half's configuration says about a Qwen2 model. Other entries are of the original alone, or of transformers'
+# tasks, where one number (`num_labels`) can be the work of minutes.
+_OF_A_HALF = (
+    *_QWEN2_KEYS_OF_449,
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "pad_token_id",
+    "rope_parameters",
+    "sliding_window",
+    "torch_dtype",
 )
 _NO_SLIDING_WINDOW = {"use_sliding_window": False, "layer_types": None}
 
@@ -79,9 +76,9 @@ def read_released_config(
     """
     main, encoder = checkpoint.main_config, checkpoint.encoder_config
     raise_problems(f"the configurations in {checkpoint.folder} are inconsistent", find_contradictions(checkpoint))
-    text_config = {key: value for key, value in main.items() if key not in _NOT_OF_THE_DECODER}
+    text_config = {key: value for key, value in main.items() if key in _OF_A_HALF}
     text_config |= {"model_type": "qwen2", "eos_token_id": vocabulary.stop_ids, **_NO_SLIDING_WINDOW}
-    encoder_config = {key: value for key, value in encoder.items() if key not in _NOT_OF_THE_ENCODER}
+    encoder_config = {key: value for key, value in encoder.items() if key in _OF_A_HALF}
     encoder_config |= {"model_type": "qwen2", **_NO_SLIDING_WINDOW}
     stored_dtype = main.get("torch_dtype") or main.get("dtype")
     if dtype is not None:
