@@ -512,6 +512,7 @@ BAD_ENTRIES = {
     "rope_theta": [(-1.0, "expected a positive number"), (float("nan"), "expected a positive number")],
     "rope_scaling": [(5, "expected an object"), ({"rope_type": "none such"}, "an object whose type is default, ")],
     "torch_dtype": [("int7", "expected one of float32"), (32, "expected one of float32")],
+    "pad_token_id": [("x", "expected a token id"), (10**9, "outside its vocabulary of"), (1.5, "a token id")],
     "tie_word_embeddings": [("yes", "expected true or false")],
     "hidden_act": [("none such", "expected an activation"), (3, "expected an activation")],
     "eos_token_id": [("</s>", "expected a token id or a list"), ([None], "expected a token id or a list")],

@@ -104,6 +104,7 @@ def naming(what: str | Path) -> Iterator[None]:
     except (
         StrictDataclassError,
         ArithmeticError,
+        AssertionError,
         AttributeError,
         LookupError,
         RuntimeError,

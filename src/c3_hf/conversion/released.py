@@ -263,6 +263,9 @@ def find_contradictions(checkpoint: ReleasedCheckpoint) -> list[str]:
         (f"{ENCODER_FOLDER}/config.json", encoder, checkpoint.encoder_weights()),
     )
     for where, fields, tensors in halves:
+        pad_id = fields.get("pad_token_id")
+        if pad_id is not None and pad_id >= fields["vocab_size"]:
+            problems.append(f"`pad_token_id` in {where} is {pad_id}, outside its vocabulary of {fields['vocab_size']}")
         problems += _find_odd_heads(fields, where) + find_absent_layers(fields["num_hidden_layers"], tensors, where)
     width, num_latents = encoder["hidden_size"], main["latent_token_len"]
     expected = {
