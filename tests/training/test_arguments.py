@@ -13,8 +13,8 @@ RECIPES = sorted((REPOSITORY / "examples" / "recipes").rglob("*.yaml"))
 TRAINING_RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
 
 
-# transformers 5 has a new name for gradient checkpointing, which 4.57 does not know yet.
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+
 @pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path, tmp_path):
     # Whether a GPU is there is not the recipe's business, so the parts that ask for one are switched off.

@@ -209,6 +209,33 @@ def check_context_ids(config, context_input_ids, context_attention_mask):
         )
 
 
+def check_contexts_are_there(config, input_ids, context_input_ids, context_latents):
+    """
+    Raise if a row of a training batch has a block of placeholders, but the batch brings nothing to put into it.
+
+    Batches get that way where a data collator keeps `input_ids` and drops the rest: the decoder would train on prompts
+    without their contexts, and the encoder on nothing. Under `torch.compile` nothing is checked.
+
+    Args:
+        config (`C3Config`).
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*).
+        context_input_ids, context_latents (`torch.Tensor`, *optional*): whether there are any is all that counts.
+
+    Raises:
+        ValueError: naming the first row with a whole block.
+    """
+    given = context_input_ids is not None or context_latents is not None
+    if input_ids is None or given or torch.compiler.is_compiling():
+        return
+    rows = _whole_blocks(config, input_ids).nonzero()[:1].tolist()
+    if rows:
+        raise ValueError(
+            f"`context_input_ids` are missing from a training batch: row {rows[0][0]} of its prompts has a block of "
+            f"{config.num_latents} context placeholders. A data collator that knows only `input_ids` drops them; "
+            "`c3_hf.data.collator.C3DataCollator(processor)` makes whole batches from chat messages."
+        )
+
+
 def check_blocks(config, input_ids):
     """
     Raise if a start or end marker stands outside a whole block: start, `num_latents` placeholders, end.
@@ -226,10 +253,7 @@ def check_blocks(config, input_ids):
         return
     is_start = input_ids == config.context_start_token_id
     is_end = input_ids == config.context_end_token_id
-    span = config.num_latents + 1
-    before = (input_ids == config.context_token_id).cumsum(dim=1)
-    opens = is_start[:, :-span] & is_end[:, span:]
-    blocks = (opens & (before[:, span:] - before[:, :-span] == config.num_latents)).sum(dim=1)
+    blocks = _whole_blocks(config, input_ids).sum(dim=1)
     stray = ((is_start.sum(dim=1) != blocks) | (is_end.sum(dim=1) != blocks)).nonzero().flatten().tolist()
     if stray:
         raise ValueError(
@@ -237,6 +261,16 @@ def check_blocks(config, input_ids):
             f"{config.context_end_token_id}): each start must be followed by {config.num_latents} placeholders and an "
             "end. Remove the marker or complete the block."
         )
+
+
+def _whole_blocks(config, input_ids):
+    """True where a start marker, `num_latents` placeholders and an end marker begin; fewer columns than `input_ids`."""
+    span = config.num_latents + 1
+    before = (input_ids == config.context_token_id).cumsum(dim=1)
+    opens = (input_ids[:, :-span] == config.context_start_token_id) & (
+        input_ids[:, span:] == config.context_end_token_id
+    )
+    return opens & (before[:, span:] - before[:, :-span] == config.num_latents)
 
 
 @dataclass

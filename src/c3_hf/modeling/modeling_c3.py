@@ -25,6 +25,7 @@ from .contexts_c3 import (
     check_context_arguments,
     check_context_ids,
     check_context_shapes,
+    check_contexts_are_there,
     check_placeholders,
     find_inline_contexts,
     required_latents,
@@ -151,9 +152,11 @@ class C3Model(C3PreTrainedModel):
         # The queries see the text, the start marker and the queries before them. The end marker that the original
         # puts behind them is left out: the encoder is causal, so nothing that is used could see it.
         text_embeds = self.encoder.get_input_embeddings()(torch.cat([input_ids, start], dim=1))
-        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device))
-        queries = queries.to(text_embeds).expand(input_ids.shape[0], -1, -1)
-        inputs_embeds = torch.cat([text_embeds, queries], dim=1)
+        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device)).to(text_embeds)
+        inputs_embeds = torch.cat([text_embeds, queries.expand(input_ids.shape[0], -1, -1)], dim=1)
+        # Reentrant checkpointing trains nothing behind an input without a gradient: a frozen table under an adapter.
+        if self.training and not inputs_embeds.requires_grad and any(p.requires_grad for p in self.encoder.parameters()):
+            inputs_embeds.requires_grad_(torch.is_grad_enabled())
         attention_mask, position_ids = None, None
         if context_attention_mask is not None:
             mask = context_attention_mask.reshape(input_ids.shape)
@@ -167,8 +170,7 @@ class C3Model(C3PreTrainedModel):
             use_cache=False,
             return_dict=True,
         )
-        latents = outputs.last_hidden_state[:, -num_latents:]
-        return latents.reshape(batch_size, num_contexts, num_latents, -1)
+        return outputs.last_hidden_state[:, -num_latents:].reshape(batch_size, num_contexts, num_latents, -1)
 
     def get_context_features(
         self, context_input_ids: torch.LongTensor, context_attention_mask: Optional[torch.Tensor] = None
@@ -395,9 +397,11 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             TypeError: if `context_latents` is neither a tensor nor gives one.
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given, a row has fewer placeholders
                 than its contexts need, contexts and latents are both given, shapes or batch sizes do not fit, the
-                batch is empty, or `labels` come with contexts in line, which only `generate()` splits.
+                batch is empty, or `labels` come with contexts in line, which only `generate()` splits, or with none.
         """
         self._check_inline_contexts(input_ids, labels)
+        if labels is not None or self.training:
+            check_contexts_are_there(self.config, input_ids, context_input_ids, context_latents)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

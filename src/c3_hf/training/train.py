@@ -21,7 +21,7 @@ from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse
 from .checkpoints import complete_checkpoints
 from .curriculum import AdaptiveCurriculum
 from .held_out import HeldOutText, parse_held_out_files, read_held_out
-from .model import compile_layers, prepare_model
+from .model import cast_model, checkpoint_dtype, compile_layers, prepare_model
 from .trainer import C3Trainer
 
 
@@ -42,7 +42,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     files = parse_training_files(data_args.train_files, data_args.data_dir)
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
-    model, processor = prepare_model(model_args)
+    model, processor = prepare_model(model_args, mixed_precision=args.bf16 or args.fp16)
     if args.compile_layers:
         compile_layers(model)
     batches = plan_batches(data_args, args)
@@ -166,14 +166,17 @@ def write_data_record(files: Sequence[TrainingFile], path: Path) -> None:
 
 
 def save_trained(trainer: C3Trainer, model_args: ModelArguments) -> None:
-    """Save the trained model into the output folder; LoRA matrices are merged into it."""
+    """Save the trained model into the output folder; LoRA matrices are merged into it, in the checkpoint's dtype.
+
+    What trained in full is saved as it trained, in float32: in bfloat16 much of a short training would be rounded away.
+    """
     if not model_args.lora:
         trainer.save_model()
         return
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        merged.save_pretrained(trainer.args.output_dir)
+        cast_model(merged, checkpoint_dtype(model_args)).save_pretrained(trainer.args.output_dir)
         trainer.processor.save_pretrained(trainer.args.output_dir)
 
 
