@@ -13,8 +13,6 @@ RECIPES = sorted((REPOSITORY / "examples" / "recipes").rglob("*.yaml"))
 TRAINING_RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
 
 
-
-
 @pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path, tmp_path):
     # Whether a GPU is there is not the recipe's business, so the parts that ask for one are switched off.
@@ -49,6 +47,7 @@ def test_overrides(write_recipe, recipe):
         ({"long_share": -1}, "`long_share` must lie between 0 and 1, got -1"),
         ({"decoder_lr_ratio": 0}, "`decoder_lr_ratio` must be positive, got 0"),
         ({"distillation_weight": -1}, "`distillation_weight` must not be negative, got -1"),
+        ({"trained_dtype": "float16"}, "`trained_dtype` must be float32 or bfloat16, got 'float16'"),
         ({"max_steps": -1}, "`max_steps` must be positive, got -1"),
     ],
 )

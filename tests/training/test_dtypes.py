@@ -104,4 +104,12 @@ def test_lora_finds_the_layers_of_any_family(tune, tmp_path, halves):
         if (".h." in name or ".layers." in name) and before[name].dim() == 2 and moved(before, after, name) < 0.9
     ]
     assert still == []
-    assert moved(before, after, "model.encoder.wte.weight") == moved(before, after, "model.encoder.h.0.ln_1.weight") == 0
+    for name in ("model.encoder.wte.weight", "model.encoder.h.0.ln_1.weight"):
+        assert moved(before, after, name) == 0
+
+
+def test_a_merged_model_has_no_heads_of_the_read_out(tune, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "strided", torch.float32, latent_stride=8)
+    before, after = tune(checkpoint, lora=["encoder"], readout_weight=1.0, learning_rate=1e-2)
+    assert after.keys() == before.keys()
+    assert moved(before, after, "model.encoder.layers.0.mlp.up_proj.weight") > 0.5

@@ -12,7 +12,10 @@ from c3_hf.data.collator import C3DataCollator
 
 MESSAGES = [
     [
-        {"role": "user", "content": [{"type": "context", "text": text}, {"type": "text", "text": "Repeat the text: "}]},
+        {
+            "role": "user",
+            "content": [{"type": "context", "text": text}, {"type": "text", "text": "Repeat the text: "}],
+        },
         {"role": "assistant", "content": [{"type": "text", "text": text}]},
     ]
     for text in ("It was the best of times.", "It was the worst of times.")
@@ -37,7 +40,12 @@ def tokenized_as_trl_does(processor):
     """What SFTTrainer makes of chats before it trains: the processor is asked, and only `input_ids` are kept."""
     for messages in MESSAGES:
         result = processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, chat_template=None, tools=None, return_assistant_tokens_mask=False
+            messages,
+            tokenize=True,
+            return_dict=True,
+            chat_template=None,
+            tools=None,
+            return_assistant_tokens_mask=False,
         )
         yield result["input_ids"][0].tolist()
 

@@ -12,8 +12,8 @@ import torch
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
-from ..modeling.prompt_c3 import CONTEXT_TOKEN
-from .lengths import SampleKey
+from ..modeling.prompt_c3 import CONTEXT_END_TOKEN, CONTEXT_START_TOKEN, CONTEXT_TOKEN
+from .lengths import LengthSchedule, SampleKey
 from .mixture import Sample
 from .schema import TrainingExample, parse_record
 
@@ -51,6 +51,8 @@ class C3DataCollator:
         teacher_inputs: also return what the distillation teacher reads.
         pad_to_multiple_of: prompts and contexts are padded to multiples of this: few shapes for compiled code.
         seed: of the noise.
+        latent_stride: most tokens a latent stands for, `config.latent_stride`; `None` for a model without a stride.
+        schedule: says the stride of each step; without it every context has the least stride that covers it.
 
     A batch holds, as `torch.long` tensors,
 
@@ -58,6 +60,7 @@ class C3DataCollator:
     - `context_input_ids`, `context_attention_mask`: `(batch_size, num_contexts, context_length)`, right-padded; at
       least one column, masked where an example has no context, so that every process of a distributed run uses all
       its parameters;
+    - `context_strides`: `(batch_size, num_contexts)`, for a model with a stride;
 
     and, if it is made of samples, whose contexts are padded to the planned length of the batch,
 
@@ -78,33 +81,37 @@ class C3DataCollator:
     teacher_inputs: bool = False
     pad_to_multiple_of: int = 1
     seed: int = 0
+    latent_stride: int | None = None
+    schedule: LengthSchedule | None = None
 
     def __post_init__(self) -> None:
         # Special tokens have the highest ids.
         self._first_special = min(self.processor.tokenizer.added_tokens_decoder)
 
     def without_noise(self) -> C3DataCollator:
-        """The same collator for evaluation: no noise, no teacher inputs."""
-        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False)
+        """The same collator for evaluation: no noise, no teacher inputs, the least strides."""
+        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False, schedule=None)
 
     def __call__(self, items: Sequence[Sample | TrainingExample | Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of samples, or of records, see the class."""
-        if isinstance(items[0], Sample):
-            return self._collate(items)
+        samples = [item if isinstance(item, Sample) else _as_sample(item) for item in items]
+        batch = self._collate(samples)
+        return batch if isinstance(items[0], Sample) else self._for_any_trainer(batch)
+
+    def _for_any_trainer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What of a batch goes into `forward(**batch)`, whose own loss goes with all logits."""
         if self.token_noise or self.teacher_inputs:
             raise ValueError(
                 f"`token_noise` ({self.token_noise}) and `teacher_inputs` ({self.teacher_inputs}) are for samples of "
                 "C3Trainer, got records. Leave both out."
             )
-        batch = self._collate([Sample(_as_example(item), SampleKey(0, 0)) for item in items])
         counts = dict(zip(OUTCOMES, batch.pop("outcome_counts").tolist()))
-        for limit in ("max_context_tokens", "max_prompt_tokens"):
-            if counts["over_long_" + limit.split("_")[1]]:
+        for outcome, limit in (("over_long_context", "max_context_tokens"), ("over_long_prompt", "max_prompt_tokens")):
+            if counts[outcome]:
                 logger.warning_once(
                     f"Examples are longer than `{limit}`, {getattr(self, limit)}: they are cut and carry no loss. "
                     "Give shorter ones, or raise the limit if the model has the positions."
                 )
-        # The loss of the model's own forward() goes with all logits.
         del batch["logits_to_keep"]
         return batch
 
@@ -123,13 +130,16 @@ class C3DataCollator:
         labels = _pad([prompt.labels for prompt in prompts], _IGNORE, multiple)
         inputs = [self._with_noise(prompt, sample.key) for prompt, sample in zip(prompts, samples)]
         planned = max(sample.key.length for sample in samples)
+        context_batch = _pad_contexts(contexts, planned, pad, multiple)
         batch = {
             **_pad_with_mask("", inputs, pad, multiple),
             "labels": labels,
-            **_pad_contexts(contexts, planned, pad, multiple),
+            **context_batch,
             "logits_to_keep": _logits_to_keep(labels),
             "outcome_counts": torch.tensor([counts[name] for name in OUTCOMES]),
         }
+        if self.latent_stride is not None:
+            batch["context_strides"] = self._strides(context_batch["context_attention_mask"], samples[0].key)
         if self.teacher_inputs:
             batch |= _pad_with_mask("teacher_", [teacher.ids for teacher in teachers], pad)
             batch["teacher_labels"] = _pad([teacher.labels for teacher in teachers], _IGNORE)
@@ -158,10 +168,17 @@ class C3DataCollator:
             prompt = prompt.without_labels()
         return [ids[: self.max_context_tokens] for ids in contexts], prompt
 
+    def _strides(self, context_attention_mask: torch.Tensor, key: SampleKey) -> torch.Tensor:
+        num_latents = self.processor.num_latents
+        least = -(-context_attention_mask.sum(dim=-1) // num_latents)
+        if self.schedule is not None:
+            least = least.clamp(min=self.schedule.stride_at(key.step, key.length, num_latents))
+        return least.clamp(min=1, max=self.latent_stride)
+
     def _cut_prompt(self, prompt: _Prompt) -> _Prompt:
         # Without its contexts the prompt may end anywhere; what is left carries no loss and only fills its row.
-        placeholder = self.processor.tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN)
-        ids = [token for token in prompt.ids if token != placeholder][: self.max_prompt_tokens]
+        block = self.processor.tokenizer.convert_tokens_to_ids([CONTEXT_START_TOKEN, CONTEXT_TOKEN, CONTEXT_END_TOKEN])
+        ids = [token for token in prompt.ids if token not in block][: self.max_prompt_tokens]
         return _Prompt(ids, [_IGNORE] * len(ids))
 
     def _encode_teacher(self, example: TrainingExample, labelled: bool) -> _Prompt:
@@ -227,14 +244,14 @@ class _Prompt:
         return _Prompt(self.ids, [_IGNORE] * len(self.ids))
 
 
-def _as_example(record: TrainingExample | Mapping[str, Any]) -> TrainingExample:
+def _as_sample(record: TrainingExample | Mapping[str, Any]) -> Sample:
     example = record if isinstance(record, TrainingExample) else parse_record(record)
     if isinstance(example, str):
         raise ValueError(
             f"A record for C3DataCollator needs `messages` or `conversations`, got the plain text {example[:40]!r}. "
             "c3-hf train makes tasks from plain text; elsewhere say what the reply to it is."
         )
-    return example
+    return Sample(example, SampleKey(0, 0))
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 1, length: int = 0) -> torch.Tensor:

@@ -82,6 +82,14 @@ class LengthSchedule:
             length = rng.uniform(self.min_tokens, ceiling)
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
+    def stride_at(self, step: int, num_tokens: int, num_latents: int) -> int:
+        """Tokens a latent stands for in the contexts of `step`, of up to `num_tokens` tokens: the most that the
+        ceiling asks for in half of the steps, and evenly from the least to that in the others."""
+        least = -(-num_tokens // num_latents)
+        most = max(least, -(-self.ceiling_at(step) // num_latents))
+        rng = np.random.default_rng([self.seed, 1, step])
+        return most if rng.random() < 0.5 else int(rng.integers(least, most + 1))
+
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
         return int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))

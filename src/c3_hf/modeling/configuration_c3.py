@@ -58,6 +58,14 @@ class C3Config(PretrainedConfig):
             Most tokens of text that one context should hold; longer texts are cut into segments of at most so many.
             `None` means 20 for each latent, at which 98.4 to 99.7 % of a text come back (paper, Fig. 1). Smaller
             where a model was trained on shorter contexts.
+        latent_stride (`int`, *optional*):
+            Most tokens of text that one latent stands for, in a model whose latents keep the positions of their text.
+            With a stride of k, query j of the encoder sits at position `(j + 1) * k - 1`, where its stretch of the
+            text ends. In the decoder a block of placeholders takes `num_latents * latent_stride` positions, whatever
+            the stride of its context (`context_strides`, at most this one): its placeholders sit k apart at the end
+            of these positions. A token is then at one distance from its latent in every text, which rotary attention
+            finds at once (enhanced position layout, arXiv 2409.14364). `None` is the original's layout: positions
+            count up by one. A stock decoder cannot place latents so.
         context_start_token_id (`int`, defaults to 151857):
             Id of the token before a block of placeholders (`<img>` in the released vocabulary).
         context_end_token_id (`int`, defaults to 151858):
@@ -85,8 +93,8 @@ class C3Config(PretrainedConfig):
             Hub licence id of the weights, for the model card.
 
     Raises:
-        ValueError: if a sub-configuration has no known `model_type`, `num_latents` or `segment_length` is not
-            positive, a token id lies outside the vocabulary it indexes, two special ids coincide, or only one of the
+        ValueError: if a sub-configuration has no known `model_type`, `num_latents`, `segment_length` or `latent_stride`
+            is not positive, a token id lies outside the vocabulary it indexes, two special ids coincide, or only one of the
             in-line ids is given.
         TypeError: if a sub-configuration is neither a `PretrainedConfig` nor a `dict`.
 
@@ -110,6 +118,7 @@ class C3Config(PretrainedConfig):
         encoder_config: Optional[Union[PretrainedConfig, dict]] = None,
         num_latents: int = 32,
         segment_length: Optional[int] = None,
+        latent_stride: Optional[int] = None,
         context_start_token_id: int = 151857,
         context_end_token_id: int = 151858,
         context_token_id: int = 151859,
@@ -127,6 +136,7 @@ class C3Config(PretrainedConfig):
         self.encoder_config = _build_sub_config("encoder_config", encoder_config, RELEASED_ENCODER_CONFIG)
         self.num_latents = num_latents
         self.segment_length = segment_length
+        self.latent_stride = latent_stride
         self.context_start_token_id = context_start_token_id
         self.context_end_token_id = context_end_token_id
         self.context_token_id = context_token_id
@@ -158,6 +168,12 @@ class C3Config(PretrainedConfig):
             raise ValueError(
                 f"`segment_length` must be a positive int or None, got {self.segment_length!r}. None means 20 tokens "
                 "for each latent."
+            )
+
+        if self.latent_stride is not None and not _is_positive_int(self.latent_stride):
+            raise ValueError(
+                f"`latent_stride` must be a positive int or None, got {self.latent_stride!r}. None is the original's "
+                "layout, in which positions count up by one."
             )
 
     def _check_token_ids(self):

@@ -209,9 +209,9 @@ def check_context_ids(config, context_input_ids, context_attention_mask):
         )
 
 
-def check_contexts_are_there(config, input_ids, context_input_ids, context_latents):
+def check_no_context_is_missing(config, input_ids):
     """
-    Raise if a row of a training batch has a block of placeholders, but the batch brings nothing to put into it.
+    Raise if a row of a training batch without contexts has a block of placeholders.
 
     Batches get that way where a data collator keeps `input_ids` and drops the rest: the decoder would train on prompts
     without their contexts, and the encoder on nothing. Under `torch.compile` nothing is checked.
@@ -219,13 +219,11 @@ def check_contexts_are_there(config, input_ids, context_input_ids, context_laten
     Args:
         config (`C3Config`).
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*).
-        context_input_ids, context_latents (`torch.Tensor`, *optional*): whether there are any is all that counts.
 
     Raises:
         ValueError: naming the first row with a whole block.
     """
-    given = context_input_ids is not None or context_latents is not None
-    if input_ids is None or given or torch.compiler.is_compiling():
+    if input_ids is None or torch.compiler.is_compiling():
         return
     rows = _whole_blocks(config, input_ids).nonzero()[:1].tolist()
     if rows:
@@ -264,13 +262,85 @@ def check_blocks(config, input_ids):
 
 
 def _whole_blocks(config, input_ids):
-    """True where a start marker, `num_latents` placeholders and an end marker begin; fewer columns than `input_ids`."""
+    """True where a whole block begins: start marker, `num_latents` placeholders, end marker."""
     span = config.num_latents + 1
     before = (input_ids == config.context_token_id).cumsum(dim=1)
     opens = (input_ids[:, :-span] == config.context_start_token_id) & (
         input_ids[:, span:] == config.context_end_token_id
     )
     return opens & (before[:, span:] - before[:, :-span] == config.num_latents)
+
+
+def resolve_strides(config, context_strides, num_rows, num_contexts, device):
+    """
+    Tokens that each latent of a context stands for, checked.
+
+    Args:
+        config (`C3Config`).
+        context_strides (`int`, `list` or `torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*):
+            `None` means `config.latent_stride` for every context.
+        num_rows, num_contexts (`int`): shape of what is asked for.
+        device (`torch.device`).
+
+    Returns:
+        `torch.LongTensor` of shape `(num_rows, num_contexts)`; `None` for a model without a stride.
+
+    Raises:
+        ValueError: if strides are given for a model without, have another shape, or lie outside
+            `[1, config.latent_stride]`.
+    """
+    if config.latent_stride is None:
+        if context_strides is not None:
+            raise ValueError(
+                "`context_strides` was given, but the latents of this model have no stride (`config.latent_stride` is "
+                "None). Leave it out."
+            )
+        return None
+    if context_strides is None:
+        return torch.full((num_rows, num_contexts), config.latent_stride, device=device)
+    strides = torch.as_tensor(context_strides, device=device)
+    try:
+        strides = strides.expand(num_rows, num_contexts)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`context_strides` must have shape (batch_size, num_contexts), here ({num_rows}, {num_contexts}), or one "
+            f"row or one number for all, got {tuple(strides.shape)}."
+        ) from error
+    if not torch.compiler.is_compiling() and ((strides < 1) | (strides > config.latent_stride)).any():
+        raise ValueError(
+            f"`context_strides` must lie between 1 and `config.latent_stride`={config.latent_stride}, got "
+            f"{strides.tolist()}. Cut longer texts into segments."
+        )
+    return strides
+
+
+def stride_positions(config, placeholder_mask, attention_mask, context_strides):
+    """
+    Positions of prompts whose latents keep the positions of their text.
+
+    A block of placeholders takes `num_latents * latent_stride` positions. Its placeholders sit `context_strides` apart
+    at the end of them, so that what follows lies at the same distance behind the latents for every stride, and a text
+    token at the same distance behind its latent for every length.
+
+    Args:
+        config (`C3Config`): with a `latent_stride`.
+        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at placeholders. Those
+            behind the last context are ordinary tokens.
+        attention_mask (`torch.Tensor` of the same shape): 1 at tokens, 0 at padding.
+        context_strides (`torch.LongTensor` of shape `(batch_size, num_contexts)`).
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, sequence_length)`.
+    """
+    num_latents = config.num_latents
+    index = placeholder_mask.cumsum(dim=1) - 1
+    slot = index.div(num_latents, rounding_mode="floor")
+    in_block = placeholder_mask & (slot < context_strides.shape[1])
+    strides = context_strides.gather(1, slot.clamp(min=0, max=context_strides.shape[1] - 1))
+    # The first placeholder of a block skips what a smaller stride leaves over.
+    skipped = torch.where(index % num_latents == 0, num_latents * (config.latent_stride - strides), 0)
+    advance = torch.where(in_block, strides + skipped, 1) * attention_mask.to(strides.dtype)
+    return (advance.cumsum(dim=1) - 1).clamp(min=0)
 
 
 @dataclass

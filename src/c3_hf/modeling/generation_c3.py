@@ -7,6 +7,7 @@ One of the remote-code files of every C3 repository on the Hub.
 import copy
 
 import torch
+from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
@@ -17,7 +18,9 @@ from .contexts_c3 import (
     find_inline_contexts,
     required_latents,
     resolve_latents,
+    resolve_strides,
     split_inline_contexts,
+    stride_positions,
 )
 
 
@@ -77,7 +80,7 @@ class C3GenerationMixin(GenerationMixin):
         short_ids = prompt_ids if split is None else split.input_ids
         if any(kwargs.get(argument) is not None for argument in CONTEXT_ARGUMENTS):
             _refuse_options(generation_config or self.generation_config, kwargs)
-            kwargs["context_latents"] = self._compress_for_generation(short_ids, kwargs)
+            self._compress_for_generation(short_ids, kwargs)
         outputs = super().generate(inputs, generation_config, *args, **kwargs)
         return outputs if split is None else _put_prompt_back(outputs, prompt_ids, short_ids.shape[1])
 
@@ -94,7 +97,11 @@ class C3GenerationMixin(GenerationMixin):
             )
 
     def _compress_for_generation(self, prompt_ids, kwargs):
-        """Latents `(batch_size, num_contexts, num_latents, text_hidden_size)`; takes the contexts out of `kwargs`."""
+        """
+        Put latents `(batch_size, num_contexts, num_latents, text_hidden_size)` in the place of the contexts in `kwargs`.
+
+        A model with a stride also finds there the strides of all contexts and where the prompts hold their blocks.
+        """
         context_ids = kwargs.pop("context_input_ids", None)
         context_mask = kwargs.pop("context_attention_mask", None)
         latents = kwargs.pop("context_latents", None)
@@ -109,20 +116,32 @@ class C3GenerationMixin(GenerationMixin):
         else:
             placeholder_mask = self.model.get_placeholder_mask(None, prompts)
         check_placeholders(placeholder_mask, required)
+        strides = kwargs.pop("context_strides", None)
         if latents is None:
-            latents = self.get_context_features(context_ids, context_mask)
+            latents = self.get_context_features(context_ids, context_mask, strides)
+        strides = resolve_strides(self.config, strides, prompts.shape[0], latents.shape[1], prompts.device)
+        if strides is not None:
+            kwargs["context_strides"] = strides
+            kwargs["context_placeholder_mask"] = placeholder_mask
         latents = latents.expand(prompts.shape[0], -1, -1, -1)
         # Slots that pad rows with fewer contexts become zeros, the sign of an unused slot among given latents.
         used = placeholder_mask.sum(dim=1, keepdim=True).to(latents.device)
         slots = torch.arange(latents.shape[1], device=latents.device) * self.config.num_latents
-        return torch.where((slots < used)[..., None, None], latents, 0)
+        kwargs["context_latents"] = torch.where((slots < used)[..., None, None], latents, 0)
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        context_placeholder_mask=None,
+        **kwargs,
     ):
         # Only a step that reads a stretch of the prompt can meet placeholders. Beside the prefill that is a second
         # turn on a kept cache: then the latents of placeholders already in the cache are passed over.
         contexts = {name: kwargs.pop(name, None) for name in CONTEXT_ARGUMENTS}
+        strides = kwargs.pop("context_strides", None)
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
@@ -133,6 +152,21 @@ class C3GenerationMixin(GenerationMixin):
         latents = contexts["context_latents"]
         if latents is None:
             return model_inputs
+        if strides is not None:
+            # What was generated behind the prompts is ordinary, placeholders that prompt lookup copies too.
+            prompt_length, total_length = context_placeholder_mask.shape[1], input_ids.shape[1]
+            if total_length < prompt_length:
+                total_length += prompt_length
+            if attention_mask is None:
+                attention_mask = context_placeholder_mask.new_ones(len(input_ids), total_length, dtype=torch.long)
+                # generate() drops a mask of ones. Without one transformers takes positions that do not count up by
+                # one for packed sequences.
+                if model_inputs.get("attention_mask") is None:
+                    model_inputs["attention_mask"] = attention_mask
+            placeholders = functional.pad(context_placeholder_mask, (0, attention_mask.shape[1] - prompt_length))
+            positions = stride_positions(self.config, placeholders, attention_mask, strides)
+            step = model_inputs["inputs_embeds" if model_inputs.get("inputs_embeds") is not None else "input_ids"]
+            model_inputs["position_ids"] = positions[:, -step.shape[1] :].contiguous()
         if model_inputs.get("inputs_embeds") is not None:
             model_inputs["context_latents"] = latents
             return model_inputs

@@ -25,11 +25,13 @@ from .contexts_c3 import (
     check_context_arguments,
     check_context_ids,
     check_context_shapes,
-    check_contexts_are_there,
+    check_no_context_is_missing,
     check_placeholders,
     find_inline_contexts,
     required_latents,
     resolve_latents,
+    resolve_strides,
+    stride_positions,
 )
 from .generation_c3 import C3GenerationMixin
 
@@ -117,7 +119,10 @@ class C3Model(C3PreTrainedModel):
         return self.encoder
 
     def get_encoder_latents(
-        self, context_input_ids: torch.LongTensor, context_attention_mask: Optional[torch.Tensor] = None
+        self,
+        context_input_ids: torch.LongTensor,
+        context_attention_mask: Optional[torch.Tensor] = None,
+        context_strides: Optional[torch.LongTensor] = None,
     ) -> torch.FloatTensor:
         """
         Read contexts and return the encoder's last hidden states at the latent queries, before the projector
@@ -128,13 +133,16 @@ class C3Model(C3PreTrainedModel):
                 `(batch_size, context_length)`): ids of the texts, without markers, padded left or right with any id.
             context_attention_mask (`torch.Tensor` of the same shape, *optional*): 1 at text, 0 at padding. An empty
                 text is a row of zeros.
+            context_strides (`torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*): tokens of
+                text each latent of a context stands for, 1 to `config.latent_stride`, which is the default. Only for
+                models with a stride.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_contexts, num_latents, encoder_hidden_size)`.
 
         Raises:
-            ValueError: if the ids are not two- or three-dimensional, hold the start marker, or the mask has another
-                shape.
+            ValueError: if the ids are not two- or three-dimensional, hold the start marker, the mask has another
+                shape, or strides do not fit.
         """
         context_input_ids, context_attention_mask = check_context_shapes(context_input_ids, context_attention_mask)
         check_context_ids(self.config, context_input_ids, context_attention_mask)
@@ -152,17 +160,27 @@ class C3Model(C3PreTrainedModel):
         # The queries see the text, the start marker and the queries before them. The end marker that the original
         # puts behind them is left out: the encoder is causal, so nothing that is used could see it.
         text_embeds = self.encoder.get_input_embeddings()(torch.cat([input_ids, start], dim=1))
-        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device)).to(text_embeds)
-        inputs_embeds = torch.cat([text_embeds, queries.expand(input_ids.shape[0], -1, -1)], dim=1)
+        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device))
+        queries = queries.to(text_embeds).expand(input_ids.shape[0], -1, -1)
+        inputs_embeds = torch.cat([text_embeds, queries], dim=1)
         # Reentrant checkpointing trains nothing behind an input without a gradient: a frozen table under an adapter.
-        if self.training and not inputs_embeds.requires_grad and any(p.requires_grad for p in self.encoder.parameters()):
+        trains = self.training and any(parameter.requires_grad for parameter in self.encoder.parameters())
+        if trains and not inputs_embeds.requires_grad:
             inputs_embeds.requires_grad_(torch.is_grad_enabled())
+        strides = resolve_strides(self.config, context_strides, batch_size, num_contexts, input_ids.device)
+        if strides is not None and context_attention_mask is None:
+            # Without a mask transformers takes positions that do not count up by one for packed sequences, and no
+            # query would see the text.
+            context_attention_mask = torch.ones_like(context_input_ids)
         attention_mask, position_ids = None, None
         if context_attention_mask is not None:
             mask = context_attention_mask.reshape(input_ids.shape)
             attention_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1 + num_latents)], dim=1)
             # Positions count real tokens only, so that left and right padding give the same latents.
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        if strides is not None:
+            places = torch.arange(1, num_latents + 1, device=input_ids.device) * strides.reshape(-1, 1) - 1
+            position_ids = torch.cat([position_ids[:, :-num_latents], places], dim=1)
         outputs = self.encoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -170,10 +188,14 @@ class C3Model(C3PreTrainedModel):
             use_cache=False,
             return_dict=True,
         )
-        return outputs.last_hidden_state[:, -num_latents:].reshape(batch_size, num_contexts, num_latents, -1)
+        latents = outputs.last_hidden_state[:, -num_latents:]
+        return latents.reshape(batch_size, num_contexts, num_latents, -1)
 
     def get_context_features(
-        self, context_input_ids: torch.LongTensor, context_attention_mask: Optional[torch.Tensor] = None
+        self,
+        context_input_ids: torch.LongTensor,
+        context_attention_mask: Optional[torch.Tensor] = None,
+        context_strides: Optional[torch.LongTensor] = None,
     ) -> torch.FloatTensor:
         """
         Compress contexts into latents of the decoder's width: [`get_encoder_latents`], then the projector.
@@ -182,11 +204,13 @@ class C3Model(C3PreTrainedModel):
             context_input_ids (`torch.LongTensor` of shape `(batch_size, num_contexts, context_length)` or
                 `(batch_size, context_length)`): see [`get_encoder_latents`].
             context_attention_mask (`torch.Tensor` of the same shape, *optional*): 1 at text, 0 at padding.
+            context_strides (`torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*): see
+                [`get_encoder_latents`].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_contexts, num_latents, text_hidden_size)`.
         """
-        latents = self.get_encoder_latents(context_input_ids, context_attention_mask)
+        latents = self.get_encoder_latents(context_input_ids, context_attention_mask, context_strides)
         return self.projector(latents.to(self.latent_queries.weight.dtype))
 
     def merge_latents(
@@ -229,6 +253,32 @@ class C3Model(C3PreTrainedModel):
         token = torch.tensor(self.config.context_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(token)).all(dim=-1)
 
+    def _stride_positions(self, inputs_embeds, attention_mask, past_key_values, placeholder_mask, context_strides):
+        """
+        Positions of a call that was given none, of a model whose latents keep the positions of their text.
+
+        Returns:
+            The mask `(batch_size, total_length)`, the positions `(batch_size, sequence_length)`, and by how much they
+            are ahead of the number of tokens, `(batch_size, 1)`: the cache carries it to the next call.
+        """
+        batch_size, length = inputs_embeds.shape[:2]
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if attention_mask is None:
+            attention_mask = torch.ones(batch_size, past_length + length, device=inputs_embeds.device)
+        if attention_mask.dim() != 2:
+            raise ValueError(
+                f"`attention_mask` has {attention_mask.dim()} dimensions and no `position_ids` came with it: a model "
+                "with `latent_stride` finds them from a mask (batch_size, sequence_length). Give one of the two."
+            )
+        counted = attention_mask.long().cumsum(dim=1) - 1
+        delta = getattr(past_key_values, "position_delta", None) if past_length else None
+        position_ids = counted[:, -length:] if delta is None else counted[:, -length:] + delta
+        if placeholder_mask is not None:
+            steps = stride_positions(self.config, placeholder_mask, attention_mask[:, -length:], context_strides)
+            position_ids = steps + position_ids[:, :1].clamp(min=0)
+        delta = position_ids[:, -1:] - counted[:, -1:]
+        return attention_mask, position_ids.clamp(min=0), delta
+
     @can_return_tuple
     def forward(
         self,
@@ -240,6 +290,7 @@ class C3Model(C3PreTrainedModel):
         context_input_ids: Optional[torch.LongTensor] = None,
         context_attention_mask: Optional[torch.Tensor] = None,
         context_latents: Optional[torch.FloatTensor] = None,
+        context_strides: Optional[torch.LongTensor] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Union[tuple, C3ModelOutputWithPast]:
         """As [`C3ForConditionalGeneration.forward`], where everything is described; `context_latents` is a tensor."""
@@ -254,6 +305,7 @@ class C3Model(C3PreTrainedModel):
             self.config, inputs_embeds.shape[0], context_input_ids, context_attention_mask, context_latents
         )
         has_context = context_input_ids is not None or context_latents is not None
+        placeholder_mask = None
         if has_context:
             required = required_latents(self.config, context_input_ids, context_attention_mask, context_latents)
             placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
@@ -261,8 +313,21 @@ class C3Model(C3PreTrainedModel):
             if context_latents is None:
                 if input_ids is not None:
                     check_blocks(self.config, input_ids)
-                context_latents = self.get_context_features(context_input_ids, context_attention_mask)
+                context_latents = self.get_context_features(context_input_ids, context_attention_mask, context_strides)
             inputs_embeds = self.merge_latents(inputs_embeds, placeholder_mask, context_latents)
+        elif self.training:
+            check_no_context_is_missing(self.config, input_ids)
+        position_delta = None
+        carried = getattr(past_key_values, "position_delta", None) is not None
+        if position_ids is None and self.config.latent_stride is not None and (has_context or carried):
+            if has_context:
+                num_contexts = context_latents.shape[1]
+                context_strides = resolve_strides(
+                    self.config, context_strides, inputs_embeds.shape[0], num_contexts, inputs_embeds.device
+                )
+            attention_mask, position_ids, position_delta = self._stride_positions(
+                inputs_embeds, attention_mask, past_key_values, placeholder_mask, context_strides
+            )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -270,6 +335,8 @@ class C3Model(C3PreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
+        if position_delta is not None and outputs.past_key_values is not None:
+            outputs.past_key_values.position_delta = position_delta
         return C3ModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -344,13 +411,13 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
         self.config.encoder_config.vocab_size = embeddings.weight.shape[0]
         return embeddings
 
-    def get_encoder_latents(self, context_input_ids, context_attention_mask=None):
+    def get_encoder_latents(self, context_input_ids, context_attention_mask=None, context_strides=None):
         """See [`C3Model.get_encoder_latents`]."""
-        return self.model.get_encoder_latents(context_input_ids, context_attention_mask)
+        return self.model.get_encoder_latents(context_input_ids, context_attention_mask, context_strides)
 
-    def get_context_features(self, context_input_ids, context_attention_mask=None):
+    def get_context_features(self, context_input_ids, context_attention_mask=None, context_strides=None):
         """See [`C3Model.get_context_features`]."""
-        return self.model.get_context_features(context_input_ids, context_attention_mask)
+        return self.model.get_context_features(context_input_ids, context_attention_mask, context_strides)
 
     @can_return_tuple
     def forward(
@@ -363,6 +430,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
         context_input_ids: Optional[torch.LongTensor] = None,
         context_attention_mask: Optional[torch.Tensor] = None,
         context_latents: Optional[torch.FloatTensor] = None,
+        context_strides: Optional[torch.LongTensor] = None,
         labels: Optional[torch.LongTensor] = None,
         logits_to_keep: Union[int, torch.Tensor] = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -385,6 +453,9 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             context_latents (`torch.FloatTensor` of shape
                 `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`, *optional*): instead of
                 `context_input_ids`, what [`get_context_features`] returned; or a `CompressedContext`, which gives it.
+            context_strides (`torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*): tokens of
+                text that each latent of a context stands for, `config.latent_stride` where it is not given. Latents
+                must come with the strides they were made with.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): -100 is ignored. The loss
                 is the mean cross-entropy over all other tokens of the batch, in float32.
             logits_to_keep (`int` or `torch.LongTensor` of shape `(kept_length,)`, defaults to 0): compute logits for
@@ -400,8 +471,8 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
                 batch is empty, or `labels` come with contexts in line, which only `generate()` splits, or with none.
         """
         self._check_inline_contexts(input_ids, labels)
-        if labels is not None or self.training:
-            check_contexts_are_there(self.config, input_ids, context_input_ids, context_latents)
+        if labels is not None and not self.training and context_input_ids is None and context_latents is None:
+            check_no_context_is_missing(self.config, input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -411,6 +482,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             context_input_ids=context_input_ids,
             context_attention_mask=context_attention_mask,
             context_latents=resolve_latents(context_latents, self),
+            context_strides=context_strides,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -39,6 +39,10 @@ class ModelArguments:
     text_config: dict | None = field(default=None, metadata={"help": "Decoder configuration of a new model."})
     encoder_config: dict | None = field(default=None, metadata={"help": "Encoder configuration of a new model."})
     num_latents: int = field(default=32, metadata={"help": "Latents a context is compressed into, in a new model."})
+    latent_stride: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens a latent of a new model stands for, whose positions it keeps; None counts on."},
+    )
     initializer_range: float = field(
         default=0.02, metadata={"help": "Spread of the initial latent queries and projector of a new model."}
     )
@@ -167,6 +171,13 @@ class C3TrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Weight of the KL divergence from the same decoder reading the full text, 0 to switch off."},
     )
+    readout_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the loss of naming the tokens of a latent from it alone, 0 to switch off."},
+    )
+    readout_share: float = field(
+        default=1.0, metadata={"help": "Share of the tokens, 0 to 1, that the read-out loss is taken over."}
+    )
     compile_layers: bool = field(
         default=False,
         metadata={"help": "Compile the layers of both halves: minutes, for longer runs. From torch 2.6 on."},
@@ -191,6 +202,11 @@ class C3TrainingArguments(TrainingArguments):
             )
         if self.distillation_weight < 0:
             raise ValueError(f"`distillation_weight` must not be negative, got {self.distillation_weight}.")
+        if self.readout_weight < 0 or not 0 < self.readout_share <= 1:
+            raise ValueError(
+                "`readout_weight` must not be negative and `readout_share` must lie above 0 and at most at 1, got "
+                f"{self.readout_weight} and {self.readout_share}."
+            )
         if self.max_steps <= 0:
             raise ValueError(
                 f"`max_steps` must be positive, got {self.max_steps}: samples are made on the fly, so a run has no "

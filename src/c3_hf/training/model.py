@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..data.tasks import CONTINUE_PROMPT, FIND_PROMPT
 from ..modeling.configuration_c3 import C3Config
-from ..modeling.modeling_c3 import C3ForConditionalGeneration
+from ..modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
 from ..modeling.processing_c3 import C3Processor
 from ..modeling.prompt_c3 import (
     CONTEXT_END_TOKEN,
@@ -120,6 +120,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         text_config={**shared, **arguments.text_config},  # type: ignore[dict-item]
         encoder_config={**shared, **arguments.encoder_config},  # type: ignore[dict-item]
         num_latents=arguments.num_latents,
+        latent_stride=arguments.latent_stride,
         initializer_range=arguments.initializer_range,
         context_start_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_START_TOKEN),
         context_end_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_END_TOKEN),
@@ -127,6 +128,8 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         inline_context_start_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_START_TOKEN),
         inline_context_end_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_END_TOKEN),
     )
+    if config.latent_stride is not None:
+        config.segment_length = config.latent_stride * config.num_latents
     model = C3ForConditionalGeneration(config)
     if arguments.share_initial_embeddings:
         share_initial_embeddings(model)
@@ -155,7 +158,7 @@ def _prompt_ids(processor: C3Processor, request: str) -> list[int]:
 
 
 def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:
-    """Start both halves from one random embedding table, with an identity between their spaces; then they train apart.
+    """Start both halves from one random embedding table; then they train apart.
 
     Copying is then one linear map that serves every word at once; from independent tables each word of the vocabulary
     would have to be learnt by itself. Rows have a length of about one, so that a state in the direction of a word's
@@ -176,8 +179,6 @@ def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:
     with torch.no_grad():
         decoder.weight.normal_(std=scale)
         encoder.weight[:, :width].copy_(decoder.weight[:, :width])
-        model.model.projector.weight.zero_()
-        model.model.projector.weight.fill_diagonal_(scale)
 
 
 def freeze_parts(model: C3ForConditionalGeneration, parts: Sequence[str], modules: Sequence[str] = ()) -> None:
@@ -225,7 +226,7 @@ def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn
 
 
 def _linear_layers(model: nn.Module, half: str) -> str:
-    """A regular expression for the linear layers of a half: plain layer names would hit both, since they share them."""
+    """A regular expression for the linear layers of a half; plain layer names would hit both, which share them."""
     names = {
         name.rpartition(".")[2]
         for name, module in model.get_submodule(half).named_modules()
@@ -233,6 +234,11 @@ def _linear_layers(model: nn.Module, half: str) -> str:
         if isinstance(module, (nn.Linear, Conv1D))
     }
     return rf"{re.escape(half)}\.(.*\.)?({'|'.join(sorted(map(re.escape, names)))})"
+
+
+def body(model: nn.Module) -> C3Model:
+    """The body of the C3 model that trains, inside LoRA or not."""
+    return next(module for module in model.modules() if isinstance(module, C3Model))
 
 
 def compile_layers(model: nn.Module) -> None:

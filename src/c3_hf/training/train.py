@@ -21,7 +21,8 @@ from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse
 from .checkpoints import complete_checkpoints
 from .curriculum import AdaptiveCurriculum
 from .held_out import HeldOutText, parse_held_out_files, read_held_out
-from .model import cast_model, checkpoint_dtype, compile_layers, prepare_model
+from .model import body, cast_model, checkpoint_dtype, compile_layers, prepare_model
+from .readout import LatentReadout, without_readout
 from .trainer import C3Trainer
 
 
@@ -43,6 +44,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
     model, processor = prepare_model(model_args, mixed_precision=args.bf16 or args.fp16)
+    readout = None
+    if args.readout_weight > 0:
+        readout = LatentReadout(body(model), share=args.readout_share)
+        readout.attach(body(model))
     if args.compile_layers:
         compile_layers(model)
     batches = plan_batches(data_args, args)
@@ -54,12 +59,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         model=model,
         args=args,
         processor=processor,
-        data_collator=make_collator(data_args, args, processor),
+        data_collator=make_collator(data_args, args, processor, batches.schedule, body(model).config.latent_stride),
         train_dataset=make_dataset(data_args, args, processor, files, batches),
         batches=batches,
         eval_texts=held_out_texts(data_args, processor),
         num_free_running=data_args.eval_free_running_items,
         curriculum=curriculum,
+        readout=readout,
     )
     if checkpoints:
         logger.warning(f"Resuming from {checkpoints[-1].name} in `output_dir`.")
@@ -104,7 +110,13 @@ def make_curriculum(
     )
 
 
-def make_collator(data_args: DataArguments, args: C3TrainingArguments, processor: ProcessorMixin) -> C3DataCollator:
+def make_collator(
+    data_args: DataArguments,
+    args: C3TrainingArguments,
+    processor: ProcessorMixin,
+    schedule: LengthSchedule,
+    latent_stride: int | None,
+) -> C3DataCollator:
     """The collator the recipe asks for."""
     return C3DataCollator(
         processor,
@@ -115,6 +127,8 @@ def make_collator(data_args: DataArguments, args: C3TrainingArguments, processor
         teacher_inputs=args.distillation_weight > 0,
         pad_to_multiple_of=data_args.length_multiple,
         seed=args.seed,
+        latent_stride=latent_stride,
+        schedule=schedule,
     )
 
 
@@ -168,7 +182,7 @@ def write_data_record(files: Sequence[TrainingFile], path: Path) -> None:
 def save_trained(trainer: C3Trainer, model_args: ModelArguments) -> None:
     """Save the trained model into the output folder; LoRA matrices are merged into it, in the checkpoint's dtype.
 
-    What trained in full is saved as it trained, in float32: in bfloat16 much of a short training would be rounded away.
+    What trained in full is saved as it trained, in float32: bfloat16 would round much of a short training away.
     """
     if not model_args.lora:
         trainer.save_model()
@@ -176,7 +190,8 @@ def save_trained(trainer: C3Trainer, model_args: ModelArguments) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        cast_model(merged, checkpoint_dtype(model_args)).save_pretrained(trainer.args.output_dir)
+        cast_model(merged, checkpoint_dtype(model_args))
+        merged.save_pretrained(trainer.args.output_dir, state_dict=without_readout(merged.state_dict()))
         trainer.processor.save_pretrained(trainer.args.output_dir)
 
 

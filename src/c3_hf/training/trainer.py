@@ -21,6 +21,7 @@ from .curriculum import AdaptiveCurriculum
 from .held_out import HeldOutText, free_running_precision, token_accuracy
 from .loss import count_right, distillation_loss, token_loss
 from .meter import TrainingMeter
+from .readout import LatentReadout, without_readout
 
 
 class JsonlLog(TrainerCallback):
@@ -53,6 +54,7 @@ class C3Trainer(Trainer):
         eval_texts: held-out texts to restore; empty for none.
         num_free_running: texts of a source and ratio restored freely; 0 for none.
         curriculum: raises the ceiling of the plan as the model gets better; its history is part of every checkpoint.
+        readout: heads attached to the body of `model`, for the read-out loss; part of every checkpoint.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class C3Trainer(Trainer):
         eval_texts: list[HeldOutText],
         num_free_running: int = 0,
         curriculum: AdaptiveCurriculum | None = None,
+        readout: LatentReadout | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -79,6 +82,7 @@ class C3Trainer(Trainer):
         self.processor = processor
         self._batches = batches
         self._curriculum = curriculum
+        self._readout = readout
         self._num_free_running = num_free_running
         self._eval_collator = data_collator.without_noise()
         self._staging = False
@@ -136,7 +140,19 @@ class C3Trainer(Trainer):
                 # As the Trainer does with the token loss: gradients are averaged over the processes afterwards.
                 extra = extra * self.accelerator.num_processes
             loss = loss + self.args.distillation_weight * extra
+        if self._readout is not None and model.training:
+            extra, counts = self._readout.take()
+            self._meter.add_read(counts)
+            loss = loss + self.args.readout_weight * extra * self._share_of_step(labels, kwargs)
         return (loss, outputs) if return_outputs else loss
+
+    def _share_of_step(self, labels: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor | float:
+        """Factor that makes the mean over a micro-batch its part of the mean over the optimizer step."""
+        num_items = kwargs.get("num_items_in_batch")
+        if num_items is None:
+            return 1.0
+        share = (labels != -100).sum() / num_items
+        return share * self.accelerator.num_processes if self.args.average_tokens_across_devices else share
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Restore the held-out texts and log the results by source and ratio."""
@@ -172,8 +188,20 @@ class C3Trainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and the processor beside it."""
         super().save_model(output_dir, _internal_call)
+        if self._readout is not None and self._staging and self.args.should_save:
+            self._readout.save(output_dir or self.args.output_dir)
         if self.args.should_save:
             self.processor.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self._readout is not None:
+            state_dict = without_readout(self.model.state_dict() if state_dict is None else state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        if self._readout is not None:
+            self._readout.load(resume_from_checkpoint)
 
     def _total(self, counts: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all processes."""

@@ -1,0 +1,139 @@
+"""The read-out loss: linear heads name, from each latent alone, the tokens of the text that it stands for.
+
+It tells the encoder directly what a latent has to hold, without waiting for the decoder to learn where to look, and
+its accuracy says within minutes whether a run will learn. The heads are no part of the model, nor saved with it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from ..modeling.contexts_c3 import resolve_strides
+from ..modeling.modeling_c3 import C3Model
+
+
+READOUT_FILE = "readout.safetensors"
+# Where the heads hang in a model, so that every way of distributing it takes them along.
+_NAME = "readout"
+
+
+class LatentReadout(nn.Module):
+    """Heads on the latents of a model with a stride.
+
+    Places are numbered from the end of a stretch, place 0 being its last token, so that what is known at one stride
+    holds at every other. The heads name tokens by the encoder's own embedding table.
+
+    Args:
+        model: the body of the model that trains; the heads read its latents from now on.
+        share: share of the tokens (0 to 1) that the loss is taken over, drawn anew each time: the product with the
+            vocabulary is most of its cost.
+
+    Raises:
+        ValueError: if the model has no `latent_stride`.
+    """
+
+    def __init__(self, model: C3Model, share: float = 1.0) -> None:
+        super().__init__()
+        config = model.config
+        if config.latent_stride is None:
+            raise ValueError(
+                "`readout_weight` needs a model with `latent_stride`: the tokens that a latent stands for are known "
+                "by it. Set `latent_stride` in the recipe, or leave `readout_weight` out."
+            )
+        self.num_places = config.latent_stride
+        self.share = share
+        self.width = config.encoder_config.hidden_size
+        self.heads = nn.Linear(config.text_config.hidden_size, self.num_places * self.width)
+        nn.init.normal_(self.heads.weight, std=config.text_config.hidden_size**-0.5)
+        nn.init.zeros_(self.heads.bias)
+        self._result: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def attach(self, model: C3Model) -> None:
+        """Read every batch of contexts that goes through the model while it trains."""
+        setattr(model, _NAME, self)
+        # A hook of the body, and not a loss over the outputs, so that it runs inside whatever wraps the whole model.
+        model.register_forward_hook(self._read, with_kwargs=True)
+
+    def _read(self, model: C3Model, args: tuple[Any, ...], inputs: dict[str, Any], outputs: Any) -> None:
+        if model.training and inputs.get("context_input_ids") is not None:
+            table = model.encoder.get_input_embeddings().weight
+            latents, ids = outputs["context_latents"], inputs["context_input_ids"]
+            rows, slots = ids.shape[:2]
+            strides = resolve_strides(model.config, inputs.get("context_strides"), rows, slots, latents.device)
+            self._result = self(latents, table, ids, inputs["context_attention_mask"], strides)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        table: torch.Tensor,
+        context_input_ids: torch.Tensor,
+        context_attention_mask: torch.Tensor,
+        context_strides: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the tokens out.
+
+        Args:
+            latents: `(batch_size, num_contexts, num_latents, text_hidden_size)`.
+            table: the encoder's embeddings, `(vocab_size, encoder_hidden_size)`.
+            context_input_ids, context_attention_mask: `(batch_size, num_contexts, context_length)`, padded right.
+            context_strides: `(batch_size, num_contexts)`.
+
+        Returns:
+            Mean cross-entropy in float32, and the right and all tokens that were asked for: int64 of shape `(2,)`.
+        """
+        num_latents = latents.shape[2]
+        latents = latents.flatten(0, 1)
+        ids, mask = context_input_ids.flatten(0, 1), context_attention_mask.flatten(0, 1)
+        places = torch.arange(self.num_places, device=latents.device)
+        ends = torch.arange(1, num_latents + 1, device=latents.device) * context_strides.reshape(-1, 1)
+        # (contexts, latents, places): the token at a place of a latent's stretch.
+        tokens = ends.unsqueeze(-1) - 1 - places
+        lengths = mask.sum(dim=1).reshape(-1, 1, 1)
+        asked = (places < context_strides.reshape(-1, 1, 1)) & (tokens < lengths)
+        if self.share < 1:
+            asked &= torch.rand(asked.shape, device=asked.device) < self.share
+        context, latent, place = asked.nonzero(as_tuple=True)
+        targets = ids[context, tokens[context, latent, place]]
+        most = int(context_strides.max())
+        weight, bias = (part[: most * self.width] for part in (self.heads.weight, self.heads.bias))
+        read = functional.linear(latents, weight.to(latents.dtype), bias.to(latents.dtype))
+        read = read.unflatten(-1, (most, self.width))[context, latent, place]
+        read = functional.layer_norm(read.float(), (self.width,))
+        logits = functional.linear(read, table.to(read.dtype)).float()
+        right = (logits.argmax(dim=-1) == targets).sum()
+        counts = torch.stack([right, right.new_tensor(len(targets))])
+        return functional.cross_entropy(logits, targets, reduction="sum") / max(1, len(targets)), counts
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and counts of the last batch, see `forward`; they are given once."""
+        if self._result is None:
+            raise RuntimeError("No batch of contexts has gone through the model since the read-out was last taken.")
+        result, self._result = self._result, None
+        return result
+
+    def save(self, folder: str | Path) -> None:
+        """Write the heads into a checkpoint folder, for a run that goes on from it."""
+        path = Path(folder) / READOUT_FILE
+        temporary = path.with_suffix(".tmp")
+        save_file({name: value.detach().contiguous() for name, value in self.state_dict().items()}, temporary)
+        os.replace(temporary, path)
+
+    def load(self, folder: str | Path) -> None:
+        """Go on from `save`.
+
+        Raises:
+            FileNotFoundError: if the checkpoint has no heads, having been written by a run without them.
+        """
+        self.load_state_dict(load_file(Path(folder) / READOUT_FILE))
+
+
+def without_readout(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The weights of the model alone."""
+    return {name: value for name, value in state_dict.items() if f".{_NAME}." not in f".{name}"}
