@@ -93,9 +93,9 @@ class C3Config(PretrainedConfig):
             Hub licence id of the weights, for the model card.
 
     Raises:
-        ValueError: if a sub-configuration has no known `model_type`, `num_latents`, `segment_length` or `latent_stride`
-            is not positive, a token id lies outside the vocabulary it indexes, two special ids coincide, or only one of the
-            in-line ids is given.
+        ValueError: if a sub-configuration has no known `model_type`, `num_latents`, `segment_length` or
+            `latent_stride` is not positive, a token id lies outside the vocabulary it indexes, two special ids
+            coincide, or only one of the in-line ids is given.
         TypeError: if a sub-configuration is neither a `PretrainedConfig` nor a `dict`.
 
     Example:

@@ -98,7 +98,7 @@ class C3GenerationMixin(GenerationMixin):
 
     def _compress_for_generation(self, prompt_ids, kwargs):
         """
-        Put latents `(batch_size, num_contexts, num_latents, text_hidden_size)` in the place of the contexts in `kwargs`.
+        Put latents `(batch_size, num_contexts, num_latents, text_hidden_size)` in the place of contexts in `kwargs`.
 
         A model with a stride also finds there the strides of all contexts and where the prompts hold their blocks.
         """

@@ -59,7 +59,12 @@ class LatentReadout(nn.Module):
         """Read every batch of contexts that goes through the model while it trains."""
         setattr(model, _NAME, self)
         # A hook of the body, and not a loss over the outputs, so that it runs inside whatever wraps the whole model.
-        model.register_forward_hook(self._read, with_kwargs=True)
+        self._hook = model.register_forward_hook(self._read, with_kwargs=True)
+
+    def detach(self, model: C3Model) -> None:
+        """Leave the model as it was before `attach`."""
+        self._hook.remove()
+        delattr(model, _NAME)
 
     def _read(self, model: C3Model, args: tuple[Any, ...], inputs: dict[str, Any], outputs: Any) -> None:
         if model.training and inputs.get("context_input_ids") is not None:

@@ -70,6 +70,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     if checkpoints:
         logger.warning(f"Resuming from {checkpoints[-1].name} in `output_dir`.")
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    if readout is not None:
+        readout.detach(body(model))
     save_trained(trainer, model_args)
     return trainer
 

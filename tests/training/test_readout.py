@@ -1,0 +1,100 @@
+"""The read-out loss, against a re-statement token by token, and inside a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+import factories
+from c3_hf.data.lengths import LengthSchedule
+from c3_hf.training.arguments import parse_recipe
+from c3_hf.training.readout import LatentReadout
+from c3_hf.training.train import train
+
+
+@pytest.fixture
+def model():
+    return factories.make_model(latent_stride=3).model
+
+
+def test_the_loss_names_the_tokens_of_each_stretch_from_its_end(model):
+    readout = LatentReadout(model)
+    ids = torch.randint(0, 250, (2, 2, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, 1, 4:] = 0
+    strides = torch.tensor([[3, 1], [2, 3]])
+    latents = torch.randn(2, 2, 4, 32)
+    table = model.encoder.embed_tokens.weight
+    loss, counts = readout(latents, table, ids, mask, strides)
+    losses, right = [], 0
+    for row in range(2):
+        for slot in range(2):
+            stride = int(strides[row, slot])
+            for position in range(int(mask[row, slot].sum())):
+                latent, place = position // stride, stride - 1 - position % stride
+                if latent >= 4:
+                    continue
+                rows = slice(place * 24, (place + 1) * 24)
+                read = readout.heads.weight[rows] @ latents[row, slot, latent] + readout.heads.bias[rows]
+                logits = table @ functional.layer_norm(read, (24,))
+                target = ids[row, slot, position]
+                losses.append(functional.cross_entropy(logits, target))
+                right += int(logits.argmax() == target)
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+    assert counts.tolist() == [right, len(losses)]
+
+
+def test_a_share_of_the_tokens(model):
+    readout = LatentReadout(model, share=0.25)
+    ids = torch.zeros(40, 1, 12, dtype=torch.long)
+    torch.manual_seed(0)
+    counts = readout(torch.randn(40, 1, 4, 32), model.encoder.embed_tokens.weight, ids, ids + 1, ids[..., 0] + 3)[1]
+    assert 90 < counts[1] < 150
+
+
+def test_a_model_without_a_stride_has_no_read_out():
+    with pytest.raises(ValueError, match="`readout_weight` needs a model with `latent_stride`"):
+        LatentReadout(factories.make_model().model)
+
+
+def test_it_is_given_once(model):
+    with pytest.raises(RuntimeError, match="No batch of contexts has gone through"):
+        LatentReadout(model).take()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("options", [{}, {"lora": ["encoder", "decoder"]}], ids=["whole", "lora"])
+def test_a_run_learns_the_heads_resumes_with_them_and_leaves_them_out(write_recipe, recipe, options, tmp_path):
+    if options:
+        pytest.importorskip("peft")
+    recipe |= {"latent_stride": 4, "readout_weight": 1.0, "readout_share": 0.5, **options}
+    whole = train(*parse_recipe(write_recipe(recipe)))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(0 <= entry["readout_accuracy"] <= 1 for entry in entries if "loss" in entry)
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert not [name for name in saved if "readout" in name]
+    assert (tmp_path / "run" / "checkpoint-4" / "readout.safetensors").is_file()
+    # Stopped after step 2 and resumed, it ends where the whole run ended.
+    other = tmp_path / "other"
+    recipe["output_dir"] = str(other)
+    train(*parse_recipe(write_recipe(recipe | {"save_total_limit": 2})))
+    (other / "checkpoint-4").rename(tmp_path / "gone")
+    resumed = train(*parse_recipe(write_recipe(recipe)))
+    heads = [trainer._readout.heads.weight for trainer in (whole, resumed)]
+    torch.testing.assert_close(*heads, rtol=1e-3, atol=1e-4)
+    for name, value in load_file(other / "model.safetensors").items():
+        torch.testing.assert_close(value, saved[name], rtol=1e-3, atol=1e-4)
+
+
+def test_strides_cover_the_text_and_reach_the_ceiling():
+    schedule = LengthSchedule(8, [(0, 128)])
+    strides = [schedule.stride_at(step, 40, 32) for step in range(200)]
+    assert set(strides) == {2, 3, 4}
+    assert 80 < strides.count(4) < 160
+    schedule.raise_ceiling(200, 640)
+    assert max(schedule.stride_at(step, 40, 32) for step in range(200, 400)) == 20
+    assert schedule.stride_at(200, 640, 32) == 20
