@@ -11,8 +11,8 @@ import factories
 from c3_hf import C3Processor
 from c3_hf.data.collator import OUTCOMES, C3DataCollator
 from c3_hf.data.lengths import SampleKey
-from c3_hf.data.mixture import Sample
-from c3_hf.data.schema import parse_record
+from c3_hf.data.records import parse_record
+from c3_hf.data.samples import Sample
 from c3_hf.data.tasks import TASKS
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from c3_hf.training.arguments import parse_recipe
-from c3_hf.training.train import make_curriculum, plan_batches
+from c3_hf.training.train import plan_lengths
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,8 +18,9 @@ def test_every_recipe_parses(path, tmp_path):
     # Whether a GPU is there is not the recipe's business, so the parts that ask for one are switched off.
     overrides = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     model_args, data_args, args = parse_recipe(path, overrides)
-    batches = plan_batches(data_args, args)
-    make_curriculum(data_args, args, batches.schedule)
+    batches, curriculum = plan_lengths(data_args, args)
+    assert len(batches) == args.max_steps * args.gradient_accumulation_steps
+    assert (curriculum is None) == (data_args.curriculum_accuracy is None)
     assert args.max_steps > 0
     assert data_args.train_files
     assert (model_args.model_name_or_path is None) == (model_args.text_config is not None)

@@ -85,6 +85,15 @@ def test_placeholders_without_contexts_do_not_train(model):
     assert model.eval()(**batch).logits.shape[:2] == batch["input_ids"].shape
 
 
+def test_contexts_in_line_do_not_train(model):
+    """What becomes of chats where the tokenizer stands for the processor."""
+    tokenizer = factories.make_processor().tokenizer
+    ids = tokenizer.apply_chat_template(MESSAGES[0], tokenize=True, return_dict=True)["input_ids"]
+    # The body alone: SFTTrainer puts a forward() of its own in the place of the whole model's.
+    with pytest.raises(ValueError, match=r"`input_ids` of a training batch hold contexts in line \(row 0\)"):
+        model.model.train()(input_ids=torch.tensor([ids]))
+
+
 def test_chats_without_a_context_train_as_they_are(model):
     model.train()
     ids = torch.tensor([[257, 12, 13, 14, 263, 15]])
@@ -100,6 +109,7 @@ def test_the_collator_trains_every_part(model, tmp_path):
 
 @pytest.fixture
 def sft(tmp_path):
+    """A function that trains with TRL."""
     trl = pytest.importorskip("trl", reason="TRL is not installed")
     datasets = pytest.importorskip("datasets", reason="datasets comes with the extra `train`")
 
@@ -109,8 +119,7 @@ def sft(tmp_path):
             model,
             args=trl.SFTConfig(output_dir=str(tmp_path), bf16=False, **settings),
             train_dataset=datasets.Dataset.from_list(records()),
-            processing_class=factories.make_processor(),
-            **options,
+            **{"processing_class": factories.make_processor(), **options},
         )
         trainer.train()
 
@@ -122,6 +131,8 @@ def sft(tmp_path):
 def test_trl_refuses_what_it_would_drop(model, sft):
     with pytest.raises(ValueError, match=MISSING):
         sft(model)
+    with pytest.raises(ValueError, match="`input_ids` of a training batch hold contexts in line"):
+        sft(model, processing_class=factories.make_processor().tokenizer)
 
 
 @pytest.mark.filterwarnings("default")

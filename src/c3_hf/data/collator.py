@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from ..modeling.prompt_c3 import CONTEXT_END_TOKEN, CONTEXT_START_TOKEN, CONTEXT_TOKEN
 from .lengths import LengthSchedule, SampleKey
-from .mixture import Sample
-from .schema import TrainingExample, parse_record
+from .records import TrainingExample, parse_record
+from .samples import Sample
 
 
 logger = logging.get_logger(__name__)

@@ -211,7 +211,7 @@ def check_context_ids(config, context_input_ids, context_attention_mask):
 
 def check_no_context_is_missing(config, input_ids):
     """
-    Raise if a row of a training batch without contexts has a block of placeholders.
+    Raise if a row of a training batch without contexts has a block of placeholders, or a context in line.
 
     Batches get that way where a data collator keeps `input_ids` and drops the rest: the decoder would train on prompts
     without their contexts, and the encoder on nothing. Under `torch.compile` nothing is checked.
@@ -221,10 +221,17 @@ def check_no_context_is_missing(config, input_ids):
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*).
 
     Raises:
-        ValueError: naming the first row with a whole block.
+        ValueError: naming the first such row.
     """
     if input_ids is None or torch.compiler.is_compiling():
         return
+    inline = find_inline_contexts(config, input_ids)
+    if inline:
+        raise ValueError(
+            f"`input_ids` of a training batch hold contexts in line (row {inline[0][0]}), but only `generate()` "
+            "splits them: the encoder would not train, and the decoder on raw text. "
+            "`c3_hf.data.collator.C3DataCollator(processor)` makes batches with contexts from chat messages."
+        )
     rows = _whole_blocks(config, input_ids).nonzero()[:1].tolist()
     if rows:
         raise ValueError(

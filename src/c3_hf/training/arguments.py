@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -96,11 +95,6 @@ class ModelArguments:
                 "`encoder_config` must be left out: the checkpoint has its own."
             )
 
-    @property
-    def torch_trained_dtype(self) -> torch.dtype:
-        """`trained_dtype` as torch's."""
-        return getattr(torch, self.trained_dtype)
-
 
 @dataclass
 class DataArguments:
@@ -158,6 +152,11 @@ class DataArguments:
         for name in ("token_noise", "long_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        if self.streaming and self.batch_tokens is not None:
+            raise ValueError(
+                f"`batch_tokens` is {self.batch_tokens}, but with `streaming` batches have a fixed size. Leave "
+                "`batch_tokens` out and set `per_device_train_batch_size`."
+            )
 
 
 @dataclass

@@ -55,7 +55,7 @@ def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> t
     Raises:
         ImportError: if LoRA is asked for without `peft`.
     """
-    dtype = arguments.torch_trained_dtype
+    dtype = getattr(torch, arguments.trained_dtype)
     if dtype != torch.float32:
         logger.warning(
             f"`trained_dtype` is {arguments.trained_dtype}: updates below 1/512 of a weight are lost, which at usual "
