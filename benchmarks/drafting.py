@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from c3_hf.latents.restoring import Restorer, generation_budget
-from c3_hf.latents.segmentation import encode_plain
 
 from .record import ROOT, measure, ratio, spread
 from .shapes import Setup
@@ -34,7 +33,7 @@ def run(setup: Setup) -> list[dict[str, Any]]:
 @torch.no_grad()
 def compare(setup: Setup, kind: str, text: str, draft: int | str) -> dict[str, Any]:
     """Speed-up of restoring one segment, tokens a pass of the decoder, and whether the greedy tokens stay the same."""
-    ids = encode_plain(setup.processor.encoder_tokenizer, text)[0][: setup.scale.segment_length]
+    ids = setup.processor.tokenize_context(text)[: setup.scale.segment_length]
     latents = setup.model.get_context_features(torch.tensor([ids], device=setup.device))
     restorer = Restorer(setup.model, setup.processor)
     prompt = restorer.prompt_ids.unsqueeze(0)

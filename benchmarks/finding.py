@@ -25,7 +25,7 @@ def measure_questions(model: Any, processor: Any, texts: Sequence[str], num_ques
     """
     right: dict[int, list[bool]] = {}
     for number in range(num_questions):
-        passage = cut_to_tokens(processor.tokenizer, texts[number % len(texts)], NUM_TOKENS)
+        passage = cut_to_tokens(processor.reader, texts[number % len(texts)], NUM_TOKENS)
         # `answer` draws its facts first.
         questions = [question for question, _ in retrieval_questions(np.random.default_rng(number))]
         example = answer(np.random.default_rng(number), passage)
@@ -46,16 +46,16 @@ def measure_sentences(model: Any, processor: Any, texts: Sequence[str]) -> dict[
     """
     exact, begun = [], []
     for number, text in enumerate(texts):
-        passage = cut_to_tokens(processor.tokenizer, text, NUM_TOKENS)
+        passage = cut_to_tokens(processor.reader, text, NUM_TOKENS)
         example = find(np.random.default_rng(number), passage)
         sentence = reply_of(example)
-        given = cut_to_tokens(processor.tokenizer, sentence, GIVEN_TOKENS)
+        given = cut_to_tokens(processor.reader, sentence, GIVEN_TOKENS)
         wanted = sentence[len(given) :]
         if len(processor.tokenize_context(wanted)) < GIVEN_TOKENS:
             continue
         said = go_on(model, processor, example, given)
         exact.append(said == wanted)
-        begun.append(said.startswith(cut_to_tokens(processor.tokenizer, wanted, GIVEN_TOKENS)))
+        begun.append(said.startswith(cut_to_tokens(processor.reader, wanted, GIVEN_TOKENS)))
     return {
         "sentences": len(exact),
         "exact": round(float(np.mean(exact)), 4),

@@ -83,7 +83,7 @@ def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -
                 "token_accuracy": fidelity.token_accuracy,
                 "certain_prefix": fidelity.exact_prefix,
                 "agreeing_tokens": agreeing,
-                "certainly_exact": fidelity.is_exact,
+                "certainly_exact": fidelity.num_errors == 0,
                 "exact": list(segment.token_ids) == new_ids,
                 "precision": char_precision(decode_tokens(processor, new_ids), segment.text),
                 "margins": values,

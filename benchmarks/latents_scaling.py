@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from c3_hf.latents import compress
-from c3_hf.latents.segmentation import encode_plain
 
 from .latents_setup import data_hash, load, parser, records, write_record
 from .record import process_memory
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     model, processor = load(options)
     text = "\n\n".join(record["text"] for record in records(options.data / "long" / "books_and_code.jsonl.gz", None))
     sample = text[:200_000]
-    characters_a_token = len(sample) / len(encode_plain(processor.tokenizer, sample)[0])
+    characters_a_token = len(sample) / len(processor.reader.read_plain([sample])[0][0])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for length in options.lengths:

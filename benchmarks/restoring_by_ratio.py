@@ -56,7 +56,7 @@ def held_out_items(data_dir: Path, processor: Any, ratios: list[int], limit: int
     for kind, *where in KINDS:
         records = list(held_out_records(data_dir, *where))
         for ratio in ratios:
-            heads = [cut_to_tokens(processor.tokenizer, r["text"], ratio * processor.num_latents) for r in records]
+            heads = [cut_to_tokens(processor.reader, r["text"], ratio * processor.num_latents) for r in records]
             pairs = [(record, head) for record, head in zip(records, heads) if len(head) < len(record["text"])]
             chosen = pairs[:limit] if ratio > LONG else pairs
             yield from (Item(record["id"], kind, ratio, head) for record, head in chosen)

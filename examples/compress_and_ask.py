@@ -9,16 +9,14 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
-from c3_hf.data.tasks import FIND_PROMPT
-from c3_hf.modeling.prompt_c3 import RESTORE_PROMPT
 
 
 TEXT = """\
 The access code of the depot at Trieste is 481920. The keys hang behind the door of the harbour office, and whoever \
 takes them signs the book. On Sundays the depot is closed.
 """
-# c3-tiny is asked by the beginning of a sentence, which its reply goes on from.
-QUESTIONS = [(FIND_PROMPT, "The access code of the depot at Trieste is"), (RESTORE_PROMPT, "")]
+# How the reply to a prompt begins: c3-tiny is asked to find something by a sentence begun.
+BEGUN = {"find": "The access code of the depot at Trieste is"}
 
 
 def main() -> None:
@@ -32,7 +30,9 @@ def main() -> None:
         # Another day, another process: the text is not needed any more, and the encoder does not run.
         context = c3_hf.CompressedContext.load(file)
         print(context)
-        for request, begun in QUESTIONS:
+        # The prompts that the checkpoint was trained for are saved with it.
+        for name, request in processor.prompts.items():
+            begun = BEGUN.get(name, "")
             content = [*context.content_parts(), {"type": "text", "text": request}]
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
             inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -31,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="c3-hf-modules-"))
     if not config.getoption("--run-hub"):
         os.environ["HF_HUB_OFFLINE"] = "1"
+    # How long an example takes is the machine's business.
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,6 +45,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    seed()
+
+
+def seed() -> None:
+    """Before a test and its fixtures, so that it draws the same numbers alone and among others."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +76,16 @@ def shared_dir() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip("the folder `shared` next to the repository is absent (goldens and evaluation data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def converted_goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both golden checkpoints, converted with verification: name to folder, only to be read."""
+    # Here, because this file is imported before the environment above is set.
+    from c3_hf.conversion.convert_c3_to_hf import convert
+
+    folders = {}
+    for name in ("tiny_a", "vocab_b"):
+        folders[name] = tmp_path_factory.mktemp("goldens") / name
+        convert(shared_dir / "goldens" / name / "checkpoint", folders[name], verify=True)
+    return folders

@@ -2,14 +2,17 @@
 
 __version__ = "0.1.0"
 
+import typing as _typing
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+from . import _auto_classes
 
-from c3_hf.latents import CompressedContext, compress, restore, verify
-from c3_hf.modeling.configuration_c3 import C3Config
-from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
-from c3_hf.modeling.processing_c3 import C3Processor
+
+if _typing.TYPE_CHECKING:
+    from c3_hf.latents import CompressedContext, compress, restore, verify
+    from c3_hf.modeling.configuration_c3 import C3Config
+    from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
+    from c3_hf.modeling.processing_c3 import C3Processor
 
 
 __all__ = [
@@ -24,15 +27,34 @@ __all__ = [
     "verify",
 ]
 
+# What needs torch is imported when it is first asked for, so that `c3-hf --help` answers at once.
+_HOMES = {
+    "latents": ("CompressedContext", "compress", "restore", "verify"),
+    "modeling.configuration_c3": ("C3Config",),
+    "modeling.modeling_c3": ("C3ForConditionalGeneration", "C3Model"),
+    "modeling.processing_c3": ("C3Processor",),
+}
+
 
 def tiny_model_path() -> str:
     """Folder of the small trained model that lies in the package, for `from_pretrained` without a network."""
     return str(Path(__file__).parent / "checkpoints" / "c3-tiny")
 
 
-# With the package imported, the auto classes know C3 without `trust_remote_code`. AutoModel gives the model with its
-# head, as the Hub repositories do: generate() must be reachable from it.
-AutoConfig.register("c3", C3Config)
-AutoModel.register(C3Config, C3ForConditionalGeneration)
-AutoModelForCausalLM.register(C3Config, C3ForConditionalGeneration)
-AutoProcessor.register(C3Config, C3Processor)
+def __getattr__(name: str) -> object:
+    """Import the public names, and the packages they are in, at the first use of one of them."""
+    if name not in __all__ and name not in ("latents", "modeling"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    for home, names in _HOMES.items():
+        module = import_module(f"{__name__}.{home}")
+        globals().update({public: getattr(module, public) for public in names})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_auto_classes.register_with_transformers()

@@ -21,19 +21,26 @@ AT_TOY_SIZE = ("against_original", "against_full_text", "against_hardware", "sca
 RATES = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e9}
 
 
-@pytest.fixture
-def records(tmp_path, monkeypatch) -> list[dict]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
     """What a GPU suite writes at toy size on the CPU."""
-    monkeypatch.setattr(floors, "measure_rates", lambda device, dtype: RATES)
-    monkeypatch.setattr(shapes, "ONE_ROUND", 64)
-    arguments = ["--suite", "gpu", "--shape", "toy", "--device", "cpu", "--output", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("records")
+    arguments = ["--suite", "gpu", "--shape", "toy", "--device", "cpu", "--output", str(folder)]
     for name in AT_TOY_SIZE:
         arguments += ["--benchmark", name]
-    assert run.main(arguments) == 0
-    return tables.read_records(tmp_path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(floors, "measure_rates", lambda device, dtype: RATES)
+        monkeypatch.setattr(shapes, "ONE_ROUND", 64)
+        assert run.main(arguments) == 0
+    return folder
 
 
-def test_a_suite_writes_complete_records(records, tmp_path):
+@pytest.fixture(scope="module")
+def records(folder) -> list[dict]:
+    return tables.read_records(folder)
+
+
+def test_a_suite_writes_complete_records(records, folder):
     assert [record["benchmark"] for record in records] == sorted(AT_TOY_SIZE)
     for record in records:
         assert record["schema"] == 1
@@ -46,9 +53,10 @@ def test_a_suite_writes_complete_records(records, tmp_path):
         assert record["model"]["config"]["num_latents"] == 4
         assert record["floors"] == RATES
         assert record["measurements"]
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(folder.glob("*.partial"))
     both = {record["benchmark"]: record["measurements"] for record in records}
-    assert all(row["same_tokens_in_first_text"] for row in both["against_original"])
+    # True or false: in bfloat16 a near tie falls as the processor rounds. test_original.py compares in float32.
+    assert {type(row["same_tokens_in_first_text"]) for row in both["against_original"]} == {bool}
     cells = [(row["context_length"], row["batch_size"], row["new_tokens"]) for row in both["against_original"]]
     assert cells == [(16, 1, 4), (16, 2, 4), (32, 2, 4), (16, 2, 16)]
     assert [row["speedup"]["repeats"] for row in both["against_original"]] == [2, 2, 1, 2]

@@ -10,18 +10,14 @@ import torch
 from benchmarks.original import OriginalC3, original_context_ids
 
 from c3_hf import C3ForConditionalGeneration
-from c3_hf.conversion.convert_c3_to_hf import convert
 from factories import make_model
 
 
 @pytest.fixture(scope="module")
-def golden(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[OriginalC3, list[dict]]:
+def golden(shared_dir: Path, converted_goldens: dict[str, Path]) -> tuple[OriginalC3, list[dict]]:
     """The golden set with ids only, converted, and its cases in which one text is generated greedily."""
-    source = shared_dir / "goldens" / "tiny_a"
-    folder = tmp_path_factory.mktemp("tiny_a") / "converted"
-    convert(source / "checkpoint", folder)
-    model = C3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    cases = json.loads((source / "cases.json").read_text(encoding="utf-8"))["cases"]
+    model = C3ForConditionalGeneration.from_pretrained(converted_goldens["tiny_a"], dtype=torch.float32)
+    cases = json.loads((shared_dir / "goldens" / "tiny_a" / "cases.json").read_text(encoding="utf-8"))["cases"]
     wanted = [case for case in cases if "generate" in case and case["kind"] == "single"]
     return OriginalC3(model).eval(), [case for case in wanted if case["generate"]["kwargs"]["num_beams"] == 1]
 

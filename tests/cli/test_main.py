@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+import c3_hf
 from c3_hf.cli import COMMANDS, main
 
 
@@ -16,11 +20,32 @@ def test_every_command_is_listed_with_what_it_does(capsys):
         assert command.__name__.rpartition(".")[2] in listed
 
 
-def test_a_missing_command_is_refused_with_status_2(capsys):
+def test_called_with_nothing_it_says_what_there_is(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert listed.startswith("usage: c3-hf")
+    for command in COMMANDS:
+        assert f"    {command.__name__.rpartition('.')[2]} " in listed
+
+
+def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
-        main([])
-    assert stop.value.code == 2
-    assert "COMMAND" in capsys.readouterr().err
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"c3-hf {c3_hf.__version__}\n"
+
+
+def test_help_answers_without_torch_and_in_under_half_a_second():
+    code = (
+        "import sys, time\n"
+        "from c3_hf.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(time.process_time(), sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, loaded = process.stdout.splitlines()[-1].split(" ", 1)
+    assert loaded == "[]"
+    assert float(seconds) < 0.5
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rpartition(".")[2])
@@ -58,4 +83,4 @@ def test_a_command_whose_packages_are_missing_names_the_extra(command, extra, mo
     assert main([command, *words[command]]) == 1
     message = capsys.readouterr().err
     assert f"c3-hf {command}: No module named 'datasets'" in message
-    assert f'pip install "c3-hf[{extra}]"' in message
+    assert f'In a clone of the repository: pip install ".[{extra}]"' in message

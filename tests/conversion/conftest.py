@@ -1,4 +1,4 @@
-"""Checkpoints in the released layout: made up for a test, or the goldens, converted once a session."""
+"""Checkpoints in the released layout, made up for a test, and language models to put together."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.modeling.prompt_c3 import SPECIAL_TOKENS
 
 
-GOLDEN_SETS = ("tiny_a", "vocab_b")
 # Bytes, and a few words that need merges of merges.
 WORDS = (b"th", b"the", b" t", b" the", b"in", b"ing", b"\xe4\xb8", b"\xe4\xb8\xad")
 NUM_RANKS = 256 + len(WORDS)
@@ -179,13 +177,3 @@ def pairs(tmp_path_factory):
 def released() -> Callable[..., ReleasedFolder]:
     """The class of made-up checkpoints."""
     return ReleasedFolder
-
-
-@pytest.fixture(scope="session")
-def converted_goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both golden checkpoints, converted with verification: name to folder."""
-    folders = {}
-    for name in GOLDEN_SETS:
-        folders[name] = tmp_path_factory.mktemp("goldens") / name
-        convert(shared_dir / "goldens" / name / "checkpoint", folders[name], verify=True)
-    return folders

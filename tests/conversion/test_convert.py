@@ -40,6 +40,12 @@ def assert_nothing_written(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def forward_agrees(record: dict, tolerance: float = 1e-6) -> bool:
+    """Whether logits agree within a few roundings of the largest one, which is what another processor may change."""
+    forward = record["verification"]["forward"]
+    return forward["max_difference"] <= tolerance * forward["max_logit"]
+
+
 @pytest.mark.parametrize(("main_shards", "encoder_shards"), [(1, 1), (3, 2), (1, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_tensor_arrives_under_its_new_name(released, tmp_path, main_shards, encoder_shards, dtype):
@@ -62,7 +68,7 @@ def test_every_tensor_arrives_under_its_new_name(released, tmp_path, main_shards
         assert written[name].dtype == dtype
         assert torch.equal(written[name], tensor)
     assert record["verification"]["tensors_equal"] == len(expected)
-    assert record["verification"]["forward"]["max_difference"] == 0
+    assert forward_agrees(record, {torch.float32: 1e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[dtype])
     assert record["dropped"] == []
 
 
@@ -159,7 +165,7 @@ def test_untied_head_is_kept(released, tmp_path):
     source = released(tied=False)
     record = convert(source.write(tmp_path / "source"), tmp_path / "out", verify=True)
     assert torch.equal(load_all(tmp_path / "out")["lm_head.weight"], source.main["lm_head.weight"])
-    assert record["verification"]["forward"]["max_difference"] == 0
+    assert forward_agrees(record)
     model = C3ForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
 
@@ -296,7 +302,7 @@ def test_descendant_with_its_own_fast_tokenizer(released, tmp_path):
 def test_scaled_rope_survives(released, tmp_path, scaling):
     source = released(rope_scaling=scaling)
     record = convert(source.write(tmp_path / "source"), tmp_path / "out", verify=True)
-    assert record["verification"]["forward"]["max_difference"] == 0
+    assert forward_agrees(record)
     parameters = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["text_config"][
         "rope_parameters"
     ]
@@ -510,14 +516,8 @@ def test_a_failure_half_way_leaves_nothing(released, tmp_path, monkeypatch):
     assert_nothing_written(tmp_path / "target")
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        pytest.param("weights.write_shards", marks=pytest.mark.slow),
-        pytest.param("verify_forward", marks=pytest.mark.slow),
-        "write_card",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["weights.write_shards", "verify_forward", "write_card"])
 def test_after_a_kill_there_is_nothing_to_load(released, tmp_path, victim, repository):
     folder = released().write(tmp_path / "source")
     script = f"""

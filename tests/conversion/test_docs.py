@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
+import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -45,13 +44,12 @@ class Shell:
             assert main(arguments) == 0, line
             return
         assert program == "python"
-        script, *paths = arguments
-        command = [sys.executable, str(self.repository / script), *paths]
-        subprocess.run(command, check=True, env=environment_with(self.repository), timeout=300)
-
-
-def environment_with(repository: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(repository / "src")}
+        # In a process of its own: test_script_runs_by_its_path.
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(sys, "argv", arguments)
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(str(self.repository / arguments[0]), run_name="__main__")
+        assert stop.value.code == 0, line
 
 
 @pytest.fixture(params=["made up", pytest.param("golden", marks=pytest.mark.slow)])

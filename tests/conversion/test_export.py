@@ -83,7 +83,7 @@ def test_decoder_is_a_stock_model_that_computes_the_same(released, tmp_path):
     assert type(decoder).__name__ == "Qwen2ForCausalLM"
     ids = torch.tensor([[5, 9, 200, 17]])
     with torch.inference_mode():
-        assert torch.equal(decoder(input_ids=ids).logits, model(input_ids=ids).logits)
+        torch.testing.assert_close(decoder(input_ids=ids).logits, model(input_ids=ids).logits)
     assert decoder.generation_config.eos_token_id == model.generation_config.eos_token_id
     fields = read(tmp_path / "decoder" / "config.json")
     assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 50000.0
@@ -103,7 +103,7 @@ def test_decoder_fed_with_merged_embeddings_continues_as_the_model_does(released
         embeds = decoder.get_input_embeddings()(ids)
         embeds[0, 2:5] = model.get_context_features(context)[0, 0]
         expected = model(input_ids=ids, context_input_ids=context).logits
-        assert torch.equal(decoder(inputs_embeds=embeds).logits, expected)
+        torch.testing.assert_close(decoder(inputs_embeds=embeds).logits, expected)
 
 
 def test_encoder_is_a_stock_model_with_its_head_tied(released, tmp_path):
@@ -118,7 +118,7 @@ def test_encoder_is_a_stock_model_with_its_head_tied(released, tmp_path):
     ids = torch.tensor([[5, 9, 200, 17]])
     with torch.inference_mode():
         expected = model.model.encoder(input_ids=ids).last_hidden_state
-        assert torch.equal(encoder.model(input_ids=ids).last_hidden_state, expected)
+        torch.testing.assert_close(encoder.model(input_ids=ids).last_hidden_state, expected)
 
 
 def test_exported_chat_template_writes_no_escape(released, tmp_path):
@@ -170,4 +170,4 @@ def test_halves_of_other_families_export_too(pairs, tmp_path):
         ids = torch.tensor([[5, 9, 200, 17]])
         with torch.inference_mode():
             expected = half(input_ids=ids).last_hidden_state
-            assert torch.equal(stock.model(input_ids=ids).last_hidden_state, expected)
+            torch.testing.assert_close(stock.model(input_ids=ids).last_hidden_state, expected)

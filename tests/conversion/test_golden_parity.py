@@ -137,9 +137,10 @@ def test_text_cases_through_the_processor(shared_dir, converted_goldens):
     assert compared >= 6
 
 
-@pytest.mark.parametrize("name", ["tiny_a"])
-def test_fresh_process_without_the_package(shared_dir, converted_goldens, tmp_path, name):
-    golden = Golden(name, shared_dir, converted_goldens[name])
+# Quicker, and of a random model: tests/modeling/test_remote_code.py.
+@pytest.mark.slow
+def test_fresh_process_without_the_package(shared_dir, converted_goldens, tmp_path):
+    golden = Golden("tiny_a", shared_dir, converted_goldens["tiny_a"])
     case = next(case for case in golden.facts["cases"] if case["name"] == "mid_context")
     limit = len(case["generate"]["new_ids"][0])
     arguments = {

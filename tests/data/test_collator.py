@@ -178,10 +178,9 @@ def test_a_template_that_does_not_only_append_is_refused(processor):
 
 
 @pytest.fixture(scope="module")
-def real_processor(shared_dir):
-    from c3_hf.conversion.qwen_tiktoken import load_qwen_tokenizer
-
-    return C3Processor(load_qwen_tokenizer(shared_dir / "data/tokenizer/qwen.tiktoken", 32768), num_latents=32)
+def real_processor(converted_goldens):
+    """The processor of the golden checkpoint with the real vocabulary."""
+    return C3Processor.from_pretrained(converted_goldens["vocab_b"])
 
 
 def golden_samples(shared_dir):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from c3_hf import C3Processor, tiny_model_path
-from c3_hf.data.tasks import FACT_TOKENS, TASKS, TEXT_KINDS, Draw, retrieval_questions
+from c3_hf.data.tasks import FACT_TOKENS, FIND_PROMPT, TASKS, TEXT_KINDS, Draw, retrieval_questions, saved_prompts
 
 
 FACT = re.compile(r"The (?:access code|number of crates|keeper) o[nf] the \w+ (?:at|to) \w+ is [\w ]+\. ")
@@ -98,3 +98,8 @@ def test_shuffling_keeps_what_it_shuffles(passage, processor):
     shuffled = TEXT_KINDS["shuffled_words"](Draw(np.random.default_rng(0), passage, 99, processor.tokenizer))
     assert sorted(shuffled) == sorted(passage)
     assert shuffled != passage
+
+
+def test_a_model_says_what_its_tasks_trained_it_to_be_asked():
+    assert saved_prompts({"restore": 1.0, "find": 0.0}) == {}
+    assert saved_prompts({"restore": 1.0, "answer": 0.5}) == saved_prompts({"find": 1.0}) == {"find": FIND_PROMPT}

@@ -59,7 +59,7 @@ def test_empty_prediction_and_empty_reference_have_a_value_that_is_not_the_best(
 
 
 @pytest.mark.parametrize("name", TEXT_METRICS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prediction=st.text(max_size=40), reference=st.text(max_size=40))
 def test_values_stay_in_the_declared_range(name, prediction, reference):
     info = catalogue.find("metrics", name).INFO
@@ -149,7 +149,7 @@ def test_forgetting_curve_refuses_no_slices():
         accuracy_by_position([1], [1], num_bins=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tokens=st.lists(st.integers(0, 5), min_size=1, max_size=60), drop=st.integers(0, 59), bins=st.integers(1, 12))
 def test_forgetting_curve_counts_every_reference_token_once(tokens, drop, bins):
     """Weighted by the slices' sizes, a curve is the share of tokens kept, here all but the dropped one."""
@@ -261,7 +261,8 @@ def test_a_page_is_scored_in_milliseconds():
             begin = time.process_time()
             getattr(module, name)(*pair)
             scored[name] = time.process_time() - begin
-    assert max(scored.values()) < 0.25, scored
+    # Plain loops over both texts take ten seconds and more: the bound tells them on any machine.
+    assert max(scored.values()) < 2, scored
 
 
 def test_scoring_a_restoration_gives_every_text_and_token_metric():

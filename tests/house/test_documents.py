@@ -7,14 +7,17 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import stat
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import c3_hf
+from c3_hf.cli import build_parser
 
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +40,11 @@ def requirements(section: str, key: str) -> list[Requirement]:
 
 
 def text_files():
-    for path in [*ROOT.iterdir(), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
+    # In a second working tree of git, .git is a file that names the place of the first.
+    for path in [
+        *(path for path in ROOT.iterdir() if path.name != ".git"),
+        *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*")),
+    ]:
         if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts:
             yield path
 
@@ -101,9 +108,9 @@ def test_public_names_are_few_sorted_and_documented():
 
 
 def test_what_is_visible_in_the_package_is_what_is_public():
-    modules = {path.name for path in (ROOT / "src" / "c3_hf").iterdir() if path.is_dir()}
+    modules = {path.stem for path in (ROOT / "src" / "c3_hf").iterdir() if path.is_dir() or path.suffix == ".py"}
     borrowed = {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "Path"}
-    visible = {name for name in vars(c3_hf) if not name.startswith("_")}
+    visible = {name for name in dir(c3_hf) if not name.startswith("_")}
     assert visible - modules - borrowed == set(c3_hf.__all__)
 
 
@@ -137,16 +144,31 @@ def test_every_dependency_says_what_it_is_for():
         assert lines[line - 1].startswith("    # "), requirement.name
 
 
-def test_continuous_integration_runs_the_command_of_the_readme_at_both_ends():
+def test_continuous_integration_runs_the_commands_of_the_readme_at_both_ends():
     script = ROOT / ".ci" / "run"
     assert os.stat(script).st_mode & stat.S_IXUSR
     text = script.read_text(encoding="utf-8")
-    pattern = re.search(r"command=\$\(grep -E '([^']+)' README\.md\)", text).group(1)
+    pattern = re.search(r"command=\$\(grep -E '([^']+pytest\$)' README\.md\)", text).group(1)
     assert len(re.findall(pattern, README, flags=re.MULTILINE)) == 1
+    demo = re.search(r"command=\$\(grep -E '([^']+demo\$)' README\.md\)", text).group(1)
+    assert len(re.findall(demo, README, flags=re.MULTILINE)) == 1
     oldest = re.search(r"oldest_transformers=(\S+)", text).group(1)
     (transformers,) = (r for r in requirements("options", "install_requires") if r.name == "transformers")
     (bound,) = (specifier.version for specifier in transformers.specifier if specifier.operator == ">=")
     assert Version(oldest).release[:2] == Version(bound).release[:2]
+
+
+def test_continuous_integration_tries_the_newest_releases_and_does_so_every_week():
+    """The newest end installs without the constraints, and leaves torch as it is: a newer one may be gigabytes."""
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (upgrade,) = (line for line in text.splitlines() if "--upgrade-strategy eager" in line)
+    assert "constraints" not in upgrade
+    assert '"torch==$torch"' in upgrade
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    # YAML 1.1 reads the key `on` as true.
+    assert workflow[True]["schedule"]
+    ends = workflow["jobs"]["ends"]["strategy"]["matrix"]["end"]
+    assert ends == re.search(r"ends=\(([a-z ]+)\)", text).group(1).split()
 
 
 def test_the_two_commands_are_single_lines_that_install_what_was_tested():
@@ -155,6 +177,19 @@ def test_the_two_commands_are_single_lines_that_install_what_was_tested():
     for command in commands:
         assert "\n" not in command
         assert "-c constraints.txt" in command
+
+
+def documented_commands():
+    """The words of every `c3-hf` command in a block of a page, behind and in front of pipes."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL):
+            for command in re.findall(r"(?:^|\| )c3-hf (\w.*?)(?= \||  #|$)", block, flags=re.MULTILINE):
+                yield pytest.param(shlex.split(command.split(">")[0]), id=f"{document.stem}: {command}")
+
+
+@pytest.mark.parametrize("words", list(documented_commands()))
+def test_the_command_takes_what_the_pages_show(words):
+    assert build_parser().parse_args(words).run
 
 
 def test_the_snippet_of_the_readme_prints_what_the_readme_shows():

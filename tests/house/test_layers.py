@@ -173,3 +173,41 @@ print((time.process_time() - middle) / (middle - start))
         env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""},
     )
     assert float(process.stdout) < 0.2
+
+
+@pytest.mark.parametrize(
+    "first", ["import c3_hf", "from c3_hf.modeling.configuration_c3 import C3Config", "from c3_hf import compress"]
+)
+def test_the_auto_classes_know_c3_whatever_is_imported_first(first):
+    code = f"""
+import importlib.util, sys
+import c3_hf.cli
+assert not {{"torch", "transformers"}} & set(sys.modules)
+# To ask whether transformers is there is not to import it.
+importlib.util.find_spec("transformers")
+{first}
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+config = AutoConfig.for_model("c3")
+print(type(config).__module__, AutoModel._model_mapping[type(config)].__name__)
+print(c3_hf.C3Config is type(config), AutoModelForCausalLM._model_mapping[type(config)].__name__)
+print(sorted(set(c3_hf.__all__) - set(dir(c3_hf))), type(sys.modules["transformers"].__spec__.loader).__name__)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(SOURCE.parent), "PATH": "", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert process.stdout.splitlines() == [
+        "c3_hf.modeling.configuration_c3 C3ForConditionalGeneration",
+        "True C3ForConditionalGeneration",
+        "[] SourceFileLoader",
+    ]
+
+
+def test_a_public_name_that_is_none_is_an_attribute_error():
+    import c3_hf
+
+    with pytest.raises(AttributeError, match=r"module 'c3_hf' has no attribute 'nothing'"):
+        _ = c3_hf.nothing

@@ -139,26 +139,6 @@ def test_the_text_in_colours(run, tmp_path, capsys):
     assert page.startswith("<!DOCTYPE html>")
 
 
-def test_asking_streams_the_models_answer(run, tmp_path, capsys, model, processor):
-    (tmp_path / "a.txt").write_bytes(DATA)
-    assert run("compress", "a.txt", "--dtype", "float32") == 0
-    capsys.readouterr()
-    assert run("ask", "a.txt.c3", "a.txt.c3", "How many?", "--max-new-tokens", "6") == 0
-    answer = capsys.readouterr().out
-    parts = CompressedContext.load(tmp_path / "a.txt.c3").content_parts(model) * 2
-    content = [*parts, {"type": "text", "text": "How many?"}]
-    inputs = processor.apply_chat_template([{"role": "user", "content": content}])
-    new_ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    assert answer == processor.tokenizer.decode(new_ids[0], skip_special_tokens=True) + "\n"
-
-
-def test_more_contexts_than_the_decoder_has_positions_for_are_refused(run, tmp_path, capsys):
-    (tmp_path / "a.txt").write_bytes(b"words " * 1000)
-    assert run("compress", "a.txt") == 0
-    assert run("ask", "a.txt.c3", "Who?") == 1
-    assert "positions, the model has 512. Ask fewer files" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -170,7 +150,6 @@ def test_more_contexts_than_the_decoder_has_positions_for_are_refused(run, tmp_p
         (["restore", "a.txt"], r"`path`: a.txt is no whole safetensors file"),
         (["restore", "a.c3", "b.c3", "-o", "absent"], r"`--output` must be an existing directory for several files"),
         (["inspect", "a.txt", "--html", "a.html"], r"`--html` needs `--text`"),
-        (["ask", "a.c3", "Who?", "--max-new-tokens", "0"], r"`--max-new-tokens` must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_done_is_refused(run, tmp_path, capsys, words, message):

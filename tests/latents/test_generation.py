@@ -62,7 +62,7 @@ def test_forward_takes_a_context(context, blind, processor, messages):
     inputs = processor.apply_chat_template(messages)
     with torch.no_grad():
         outputs = [blind(**inputs, context_latents=given) for given in (context, context.context_latents(blind))]
-    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
     with pytest.raises(TypeError, match="`context_latents` of the model without its head must be a tensor, got Comp"):
         blind.model(**inputs, context_latents=context)
 

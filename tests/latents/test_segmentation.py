@@ -8,15 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3_hf.latents.segmentation import Segment, TextReader, encode_plain, find_cut, iter_segments, iter_text
-from factories import make_processor, make_tokenizer
+from c3_hf.data.samples import cut_to_tokens
+from c3_hf.evaluation.tokens import TokenMeter
+from c3_hf.latents.segmentation import Segment, TextReader, find_cut, iter_segments, iter_text, read_segment
+from factories import make_processor
 
 
-TOKENIZER = make_tokenizer()
+PROCESSOR = make_processor()
+TOKENIZER = PROCESSOR.reader
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=400)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=600), st.integers(16, 70), st.integers(1, 50))
 def test_segments_partition_any_bytes_within_the_budget(data, length, chunk):
     chunks = [data[start : start + chunk] for start in range(0, len(data), chunk)]
@@ -28,7 +31,7 @@ def test_segments_partition_any_bytes_within_the_budget(data, length, chunk):
     assert segments == list(iter_segments(data, TOKENIZER, length))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ANY_TEXT, st.integers(16, 60))
 def test_segments_are_tokenised_as_the_processor_tokenises_contexts(text, length):
     processor = make_processor()
@@ -81,7 +84,7 @@ def test_sources_of_every_kind_give_the_same_text(tmp_path):
 def test_bytes_that_are_not_utf8_are_kept_and_read_as_replacement_characters():
     segment = next(iter_segments(b"a\xff\xe4\xb8b", TOKENIZER, 16))
     assert segment.data == b"a\xff\xe4\xb8b"
-    assert list(segment.token_ids) == encode_plain(TOKENIZER, "a\ufffd\ufffd\ufffdb")[0]
+    assert list(segment.token_ids) == PROCESSOR.tokenize_context("a\ufffd\ufffd\ufffdb")
 
 
 def test_the_reader_looks_ahead_without_holding_what_is_behind():
@@ -124,3 +127,18 @@ def test_a_slow_tokenizer_is_refused():
 
     with pytest.raises(ValueError, match=r"`tokenizer` must be a fast tokenizer, .* got Slow"):
         list(iter_segments("text", Slow(), 16))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("<|>/im_end \ufdd0e\u0301") | st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_every_reader_of_plain_text_gives_the_same_tokens_and_places(text):
+    """One way to tokenise: the processor, segments, the evaluation's meter and the cuts of training data agree."""
+    ids, offsets = PROCESSOR.reader.read_plain([text])[0]
+    assert ids == PROCESSOR.tokenize_context(text) == read_segment(PROCESSOR.reader, text)[0]
+    assert ids == TokenMeter(PROCESSOR.tokenizer, num_latents=4, segment_tokens=32).encode(text)
+    assert PROCESSOR.tokenizer.decode(ids) == text
+    for size in range(1, len(ids)):
+        cut = cut_to_tokens(PROCESSOR.reader, text, size)
+        assert text.startswith(cut)
+        assert len(PROCESSOR.tokenize_context(cut)) <= size
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)

@@ -10,6 +10,8 @@ import signal
 import struct
 import sys
 import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,9 @@ def test_one_segment_is_read_without_the_rest(compressed, path):
     path.write_bytes(data)
     damaged = CompressedContext.load(path)
     assert torch.equal(damaged[2].dense_latents(), context[2].dense_latents())
-    with pytest.raises(ValueError, match=r"segment 0 of this compressed context .* is damaged"):
+    with pytest.raises(ValueError, match=r"segment 3 of .*text.c3 \(and 0 more\) is damaged"):
         damaged[3].dense_latents()
-    with pytest.raises(ValueError, match=r"segment 3 of this compressed context .* is damaged"):
+    with pytest.raises(ValueError, match=r"segment 3 of .*text.c3 \(and 0 more\) is damaged"):
         damaged.check()
 
 
@@ -254,6 +256,55 @@ def test_a_torn_record_costs_that_record_only(model, processor, text, path):
         assert Journal(journal_path).num_records <= records
         assert_same(compress(text, model, processor, output=path, **options), whole)
         assert not journal_path.exists()
+
+
+@pytest.mark.parametrize("tail", [bytes(8), bytes(4096), bytes(3), b"\xff" * 8 + bytes(50)])
+def test_zeros_behind_the_last_record_cost_nothing(model, processor, text, path, tail):
+    """A crash can leave a file longer than what had reached the disk: the rest reads as zeros."""
+    options = {"segment_length": 32, "batch_size": 1, "dtype": torch.float32}
+    whole = compress(text, model, processor, **options)
+
+    def broken_off():
+        yield text[:200]
+        raise Killed
+
+    with pytest.raises(Killed):
+        compress(broken_off(), model, processor, output=path, **options)
+    records = Journal(journal_of(path)).num_records
+    assert records > 0
+    with journal_of(path).open("ab") as file:
+        file.write(tail)
+    assert Journal(journal_of(path)).num_records == records
+    assert_same(compress(text, model, processor, output=path, **options), whole)
+
+
+@pytest.mark.parametrize("start", [b"", b"c3-context journal 1\n", b"c3-con"])
+def test_a_journal_of_zeros_is_begun_anew(model, processor, text, path, start):
+    journal_of(path).write_bytes(start + bytes(100))
+    assert Journal(journal_of(path)).num_records == 0
+    options = {"segment_length": 32, "dtype": torch.float32}
+    assert_same(compress(text, model, processor, output=path, **options), compress(text, model, processor, **options))
+
+
+def test_a_journal_record_cannot_claim_a_large_read(path):
+    journal_of(path).write_bytes(b"c3-context journal 1\n" + struct.pack("<II", 2**32 - 1, 5))
+    tracemalloc.start()
+    assert Journal(journal_of(path)).num_records == 0
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("payload", [b"x", b"\x00" * 8, b"\x02" + bytes(7) + b"{}", struct.pack("<Q", 2**40)])
+def test_a_whole_record_that_is_no_group_names_the_journal(path, payload):
+    header = b"{}"
+    records = [struct.pack("<II", len(data), zlib.crc32(data)) + data for data in (header, payload)]
+    journal_of(path).write_bytes(b"c3-context journal 1\n" + b"".join(records))
+    with pytest.raises(ValueError, match=r"text.c3.journal"):
+        list(Journal(journal_of(path)).pieces())
+    damaged = struct.pack("<II", 2, zlib.crc32(b"[]")) + b"[]"
+    journal_of(path).write_bytes(b"c3-context journal 1\n" + damaged + records[1])
+    with pytest.raises(ValueError, match=r"the header `context` of .*text.c3.journal is a JSON list"):
+        Journal(journal_of(path))
 
 
 def test_appending_leaves_the_file_whole_until_the_end(model, processor, text, path, monkeypatch):

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from c3_hf import C3ForConditionalGeneration
-from c3_hf.conversion.convert_c3_to_hf import convert
 from factories import make_model, make_processor
 
 
@@ -50,13 +49,11 @@ class Golden:
 
 
 @pytest.fixture(scope="session")
-def goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
+def goldens(shared_dir: Path, converted_goldens: dict[str, Path]) -> dict[str, Golden]:
     """Both golden sets: name to [`Golden`]."""
     sets = {}
-    for name in ("tiny_a", "vocab_b"):
+    for name, folder in converted_goldens.items():
         source = shared_dir / "goldens" / name
-        folder = tmp_path_factory.mktemp("goldens") / name
-        convert(source / "checkpoint", folder)
         sets[name] = Golden(
             C3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval(),
             folder,

@@ -217,8 +217,10 @@ class TestModelSurface:
     def test_logits_to_keep(self, model, prompt):
         ids = torch.tensor([prompt])
         full = model(ids).logits
-        assert torch.equal(model(ids, logits_to_keep=2).logits, full[:, -2:])
-        assert torch.equal(model(ids, logits_to_keep=torch.tensor([0, 3])).logits, full[:, [0, 3]])
+        # Products of other shapes: equal up to the order of sums, which depends on the processor.
+        torch.testing.assert_close(model(ids, logits_to_keep=2).logits, full[:, -2:], atol=1e-5, rtol=1e-5)
+        kept = model(ids, logits_to_keep=torch.tensor([0, 3])).logits
+        torch.testing.assert_close(kept, full[:, [0, 3]], atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("tied", [True, False])
     def test_tied_and_untied_heads_survive_saving(self, tmp_path, tied):
@@ -245,8 +247,8 @@ class TestModelSurface:
         ids, context = torch.tensor([prompt]), torch.tensor([[5, 6]])
         with torch.no_grad():
             logits = model(ids, context_input_ids=context).logits
-            assert torch.equal(loaded(ids, context_input_ids=context).logits, logits)
-            assert not torch.equal(loaded(ids, context_input_ids=context + 1).logits, logits)
+            torch.testing.assert_close(loaded(ids, context_input_ids=context).logits, logits)
+            assert not torch.allclose(loaded(ids, context_input_ids=context + 1).logits, logits, atol=1e-3)
 
     def test_dtype_and_attention_reach_both_halves(self, tmp_path):
         make_model().save_pretrained(tmp_path)

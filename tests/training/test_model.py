@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from string import ascii_letters
 
 import pytest
@@ -9,7 +10,7 @@ import factories
 from c3_hf import C3ForConditionalGeneration
 from c3_hf.data.tasks import FIND_PROMPT
 from c3_hf.training.arguments import parse_recipe
-from c3_hf.training.model import prepare_model, share_initial_embeddings
+from c3_hf.training.model import add_lora, prepare_model, share_initial_embeddings
 
 
 def test_a_new_model_stops_where_replies_end(write_recipe, recipe):
@@ -80,3 +81,12 @@ def test_a_new_model_finds_if_it_is_asked_to(write_recipe, recipe):
     assert processor.decode(output[0, inputs["input_ids"].shape[1] :]) == "uvw"
     with pytest.raises(ValueError, match="`find_start` is laid in beside a copy, so it needs `copy_start`"):
         parse_recipe(write_recipe({**recipe, "copy_start": None}))
+
+
+def test_lora_without_peft_says_how_to_get_it(write_recipe, recipe, monkeypatch):
+    arguments = parse_recipe(write_recipe({**recipe, "lora": ["decoder"]}))[0]
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        ImportError, match=r"`lora` needs peft. In a clone of the repository: pip install \"\.\[train\]\""
+    ):
+        add_lora(factories.make_model(), arguments)

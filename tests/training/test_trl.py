@@ -90,7 +90,7 @@ def test_contexts_in_line_do_not_train(model):
     tokenizer = factories.make_processor().tokenizer
     ids = tokenizer.apply_chat_template(MESSAGES[0], tokenize=True, return_dict=True)["input_ids"]
     # The body alone: SFTTrainer puts a forward() of its own in the place of the whole model's.
-    with pytest.raises(ValueError, match=r"`input_ids` of a training batch hold contexts in line \(row 0\)"):
+    with pytest.raises(ValueError, match="`input_ids` holds contexts in line, but only"):
         model.model.train()(input_ids=torch.tensor([ids]))
 
 
@@ -131,7 +131,7 @@ def sft(tmp_path):
 def test_trl_refuses_what_it_would_drop(model, sft):
     with pytest.raises(ValueError, match=MISSING):
         sft(model)
-    with pytest.raises(ValueError, match="`input_ids` of a training batch hold contexts in line"):
+    with pytest.raises(ValueError, match="`input_ids` holds contexts in line"):
         sft(model, processing_class=factories.make_processor().tokenizer)
 
 

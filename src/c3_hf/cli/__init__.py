@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from . import ask, compress, convert, demo, evaluate, export, inspect, new, report, restore, train
+from .messages import FAILED, INTERRUPTED, abandon_stdout, expected_errors, one_line, prepare_streams, say
 
 
 # In the order in which --help lists them.
@@ -20,14 +22,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="c3-hf", description="Context Cascade Compression: long text in a few latents, and back."
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"c3-hf {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; without one, say which there are.
 
     Args:
         arguments: The words after `c3-hf`; those of the process when None.
@@ -36,13 +39,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 on success, 1 when the command failed on what it was given, 130 when interrupted.
         argparse itself exits with 2 on words it cannot read.
     """
-    parsed = build_parser().parse_args(arguments)
+    prepare_streams()
+    command = ""
     try:
-        return parsed.run(parsed)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"c3-hf {parsed.command}: {error}", file=sys.stderr)
-        if isinstance(error, ImportError) and parsed.command in EXTRAS:
-            print(f'It needs an extra: pip install "c3-hf[{EXTRAS[parsed.command]}]"', file=sys.stderr)
-        return 1
+        parser = build_parser()
+        parsed = parser.parse_args(arguments)
+        if parsed.command is None:
+            parser.print_help()
+            return 0
+        command = parsed.command
+        status = parsed.run(parsed)
+        # What cannot be written shall not be found out when Python ends, behind a status of success.
+        sys.stdout.flush()
+        return status
+    except expected_errors() as error:
+        say(command, one_line(error))
+        if isinstance(error, ImportError) and command in EXTRAS:
+            print(f'In a clone of the repository: pip install ".[{EXTRAS[command]}]"', file=sys.stderr)
+        if isinstance(error, OSError):
+            abandon_stdout()
+        return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .files import (
+    STREAM,
+    SUFFIX,
+    Job,
+    check_jobs,
+    is_context,
+    is_folder_name,
+    opened_for_writing,
+    read_inputs,
+)
 from .loading import add_model_arguments, load_model
-
-
-SUFFIX = ".c3"
+from .messages import Failures, stdin_bytes
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -23,7 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "compress",
         help="compress text files into latents",
         description="Compress text into a file of latents that can be asked and restored. Killed and called again "
-        "with the same words, it goes on where it was.",
+        "with the same words, it goes on where it was; of several inputs it passes over those whose output is up to "
+        "date, every option considered. Of files that are there it replaces compressed contexts only.",
     )
     parser.add_argument(
         "inputs", nargs="+", metavar="FILE", help="text files, directories (all files below), or - for stdin"
@@ -31,7 +41,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        help="the file to write (- for stdout), or a directory for several inputs (default: FILE.c3 beside each)",
+        help="the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or "
+        "to put FILE.c3 into (default: FILE.c3 beside each)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing output that is no compressed context"
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     parser.add_argument("--verify", action="store_true", help="measure and store what each segment brings back")
@@ -41,6 +55,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         dest="exact_check",
         action="store_false",
         help="with --exact: do not restore now to see whether all comes back (restoring checks in any case)",
+    )
+    parser.add_argument(
+        "--exact-margin",
+        type=float,
+        metavar="LOGITS",
+        help="with --exact: correct right tokens too that are closer than this to another (default: 0.01 in float32, "
+        "0.5 in bfloat16, 0.1 in float16)",
     )
     parser.add_argument(
         "--target-fidelity", type=float, metavar="SHARE", help="token accuracy each segment shall reach, such as 0.999"
@@ -62,111 +83,101 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compress every input; 1 if one of several failed."""
-    jobs = list(plan_jobs(args.inputs, args.output, args.append))
-    model, processor = load_model(args)
-    if len(jobs) == 1:
-        _compress(*jobs[0], model, processor, args)
-        return 0
-    failed = sum(not _compress_one_of_several(*job, model, processor, args) for job in jobs)
-    if failed:
-        print(f"c3-hf compress: {failed} of {len(jobs)} inputs failed", file=sys.stderr)
-    return 1 if failed else 0
+    """Compress every input; 1 if one of them could not be done."""
+    failures = Failures("compress")
+    jobs = plan_jobs(args.inputs, args.output, args.append, args.force, failures)
+    total = len(jobs) + failures.count
+    if jobs:
+        model, processor = load_model(args)
+    for job in jobs:
+        with failures.noted(job.source):
+            if len(jobs) > 1 and _is_current(job, model, processor, args):
+                print(f"{job.target}: up to date", file=sys.stderr)
+            else:
+                _compress(job, model, processor, args)
+    return failures.status(total)
 
 
-def plan_jobs(inputs: list[str], output: str | None, append: bool) -> Iterator[tuple[str, str]]:
-    """Which file becomes which; "-" stands for stdin and stdout.
+def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, failures: Failures) -> list[Job]:
+    """Which file becomes which, checked before any work.
 
     Raises:
-        ValueError: If stdin comes without `--output`, several inputs would become one file, or there is no input.
+        ValueError: If stdin comes without `--output`, there is no input, or an output cannot be as asked for.
     """
-    single = len(inputs) == 1 and not Path(inputs[0]).is_dir()
-    if single:
-        if inputs[0] == "-" and output is None:
-            raise ValueError("`--output` must be given with stdin: a file, or - for stdout.")
-        if output is None:
-            output = inputs[0] + SUFFIX
-        elif output != "-" and Path(output).is_dir():
-            output = str(Path(output) / (Path(inputs[0]).name + SUFFIX))
-        yield inputs[0], output
-        return
-    if "-" in inputs or output == "-" or append:
+    several = len(inputs) > 1 or os.path.isdir(inputs[0])
+    if several and (STREAM in inputs or output == STREAM or append):
         raise ValueError("stdin, stdout and `--append` go with a single input file; give the inputs one by one.")
-    if output is not None and Path(output).exists() and not Path(output).is_dir():
+    if not several and inputs[0] == STREAM and (output is None or (output != STREAM and is_folder_name(output))):
+        raise ValueError("`--output` must be given with stdin: a file, or - for stdout.")
+    if several and output is not None and os.path.exists(output) and not os.path.isdir(output):
         raise ValueError(f"`--output` must be a directory for several inputs, {output} is a file.")
-    found = False
-    for given in map(Path, inputs):
-        files = sorted(path for path in given.rglob("*") if path.is_file()) if given.is_dir() else [given]
-        for file in files:
-            if file.name.endswith((SUFFIX, SUFFIX + ".journal")):
-                continue
-            found = True
-            relative = file.relative_to(given) if given.is_dir() else Path(file.name)
-            target = (file.parent if output is None else Path(output) / relative.parent) / (file.name + SUFFIX)
-            yield str(file), str(target)
-    if not found:
-        raise ValueError(f"`FILE`: there is no file below {', '.join(inputs)}.")
-
-
-def _compress_one_of_several(source: str, target: str, model: Any, processor: Any, args: argparse.Namespace) -> bool:
-    """Whether it went well; a file that cannot be compressed does not keep the others from it."""
-    try:
-        if _is_current(Path(target), Path(source), model, args):
-            print(f"{target}: up to date", file=sys.stderr)
+    into_folder = output is not None and output != STREAM and (several or is_folder_name(output))
+    jobs = []
+    for source, place, below in read_inputs(inputs, lambda name: not name.endswith(SUFFIX), failures):
+        if not below and place.name.endswith(SUFFIX):
+            failures.add(source, f"its name says that it is compressed already; rename it if it is text ({SUFFIX})")
+            continue
+        if output is None:
+            target = source + SUFFIX
+        elif into_folder:
+            target = str(Path(output) / place) + SUFFIX
         else:
-            _compress(source, target, model, processor, args)
-    except (ValueError, OSError) as error:
-        print(f"c3-hf compress: {source}: {error}", file=sys.stderr)
-        return False
-    return True
+            target = output
+        jobs.append(Job(source, target))
+    if not jobs and not failures.count:
+        raise ValueError(f"`FILE`: there is no file below {', '.join(inputs)}.")
+    return check_jobs(jobs, force=force, replaceable=is_context, beside=".journal")
 
 
-def _compress(source: str, target: str, model: Any, processor: Any, args: argparse.Namespace) -> None:
-    import torch
-
+def _compress(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> None:
     from c3_hf.latents import compress
+    from c3_hf.latents.output import is_stream
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdout.c3" if target == "-" else Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        through = job.target == STREAM or is_stream(job.target)
+        path = Path(folder) / f"stdout{SUFFIX}" if through else Path(job.target)
+        os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
         context = compress(
-            sys.stdin.buffer if source == "-" else Path(source),
+            stdin_bytes() if job.source == STREAM else Path(job.source),
             model,
             processor,
             output=path,
             append=args.append,
-            segment_length=args.segment_length,
-            dtype=getattr(torch, args.dtype),
-            verify=args.verify,
-            exact=args.exact,
-            target_fidelity=args.target_fidelity,
-            exact_check=args.exact_check,
-            batch_size=args.batch_size,
             progress=True,
+            **_options(args),
         )
-        print(f"{target}: {context!r}", file=sys.stderr)
-        if target == "-":
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
+        print(f"{job.target}: {context!r}", file=sys.stderr)
+        if through:
+            with path.open("rb") as file, opened_for_writing(job.target) as target:
+                shutil.copyfileobj(file, target)
 
 
-def _is_current(target: Path, source: Path, model: Any, args: argparse.Namespace) -> bool:
-    """Whether `target` is what compressing the present `source` would give, so that a directory run can go on."""
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `CompressionOptions` that are arguments of the command."""
+    import torch
+
+    from c3_hf.latents.compressor import CompressionOptions
+
+    names = [field.name for field in dataclasses.fields(CompressionOptions)]
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {**options, "dtype": getattr(torch, args.dtype)}
+
+
+def _is_current(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> bool:
+    """Whether the target is what compressing the present source would give, so that a directory run can go on."""
     from c3_hf.latents import CompressedContext
-    from c3_hf.latents.fingerprints import fingerprint_model
+    from c3_hf.latents.compressor import CompressionOptions, Compressor
 
-    if not target.exists() or target.with_name(target.name + ".journal").exists():
+    if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
+        return False
+    try:
+        context = CompressedContext.load(job.target)
+    except ValueError as error:
+        print(f"{job.target}: made anew ({error})", file=sys.stderr)
         return False
     digest = hashlib.sha256()
-    with source.open("rb") as file:
+    with open(job.source, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    context = CompressedContext.load(target)
-    header = context.header
-    wants_margins = args.verify or args.target_fidelity is not None
-    return (
-        (header.text_sha256, header.model) == (digest.hexdigest(), fingerprint_model(model))
-        and (context.is_exact, context.margins is not None) == (args.exact, wants_margins)
-        and (header.target_fidelity, str(context.latents.dtype)) == (args.target_fidelity, f"torch.{args.dtype}")
-        and args.segment_length in (None, header.segment_length)
-    )
+    compressor = Compressor(model, processor, CompressionOptions(**_options(args)).resolved(model))
+    return compressor.would_make(context, digest.hexdigest())

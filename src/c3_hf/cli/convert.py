@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .files import check_new_folder
+
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -26,13 +28,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say what was done."""
+    output = check_new_folder(args.output)
+
     import torch
 
     from c3_hf.conversion.convert_c3_to_hf import convert
 
     record = convert(
         args.source,
-        args.output,
+        output,
         revision=args.revision,
         token=args.token,
         cache_dir=args.cache_dir,

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from .loading import add_model_arguments, load_model
+from .loading import add_model_arguments, check_numbers, load_model
+from .messages import stdin_bytes
 
 
 SAMPLE = """\
@@ -63,6 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Restore the text and print the original, what came back and the numbers; 0 whatever came back."""
+    check_numbers(args, "batch_size")
     text = _read(args.file)
     if not text.strip():
         raise ValueError(f"`FILE` {args.file!r} holds no text; give one that does, or none for the sample")
@@ -130,7 +132,7 @@ def mark_differences(original: str, restored: str, colour: bool) -> str:
 def _read(file: str | None) -> str:
     if file is None:
         return SAMPLE
-    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    content = stdin_bytes().read() if file == "-" else Path(file).read_bytes()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

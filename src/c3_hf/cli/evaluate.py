@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from .files import check_run_folder
+from .loading import check_device, check_model
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `evaluate` and its arguments to the subcommands of `c3-hf`."""
@@ -50,12 +53,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the tasks and print one line for each."""
+    check_run_folder(arguments.output)
+
     from pathlib import Path
 
     from c3_hf import tiny_model_path
     from c3_hf.evaluation import catalogue
     from c3_hf.evaluation.run import RunSettings, run
 
+    if arguments.device != "auto":
+        check_device(arguments.device)
+    if arguments.model is not None:
+        check_model(arguments.model)
     tasks = catalogue.names("tasks") if arguments.tasks == ["all"] else arguments.tasks
     settings = RunSettings(
         model=arguments.model or tiny_model_path(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .files import check_new_folder
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the subcommand."""
@@ -24,11 +26,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and name the files written."""
+    output = check_new_folder(args.output)
+
     from c3_hf.conversion.export import export
 
     files = export(
         args.model,
-        args.output,
+        output,
         args.layout,
         revision=args.revision,
         token=args.token,

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .loading import add_model_arguments, atomic_output, context_path, load_model
+from .files import Job, check_jobs, check_parent, context_path, is_folder_name, opened_for_writing
+from .loading import add_model_arguments, load_model
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -24,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--text", metavar="FILE", help="the text it was made from: colour it (measured if need be)")
     parser.add_argument("--html", metavar="FILE", help="with --text, write a page instead of colouring the terminal")
+    parser.add_argument("--force", action="store_true", help="with --html, replace an existing file")
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -34,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.html and not args.text:
         raise ValueError("`--html` needs `--text`, the text the context was made from.")
+    if args.html:
+        if is_folder_name(args.html):
+            raise ValueError(f"`--html`: {args.html} is a folder. Give the name of the page.")
+        check_parent(args.html)
+        check_jobs([Job(args.file, args.html)], force=args.force, reads=[args.text])
     with context_path(args.file) as path:
         context = CompressedContext.load(path)
         context.check()
@@ -42,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         summary = summarise(context)
         if args.json:
-            print(json.dumps({**summary, "segments": segment_rows(context)}, indent=2, ensure_ascii=False))
+            print(json.dumps({**summary, "segments": segment_rows(context)}, indent=2))
             return 0
         _print_summary(summary)
         if args.segments:
@@ -163,7 +170,7 @@ def _show_heat(context: Any, args: argparse.Namespace) -> None:
     if context.margins is None:
         context = verify(context, source, model, processor, batch_size=args.batch_size, progress=True)
     if args.html:
-        with atomic_output(Path(args.html)) as file:
+        with opened_for_writing(args.html) as file:
             for part in render_html(context, source, processor):
                 file.write(part.encode())
         return

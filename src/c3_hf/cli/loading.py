@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from .messages import one_line
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--dtype`, `--device` and `--batch-size`."""
+    """Add `--model`, `--model-dtype`, `--device` and `--batch-size`."""
     parser.add_argument("--model", help="a C3 model, folder or Hub id (default: the bundled c3-tiny, offline)")
     parser.add_argument(
         "--model-dtype",
@@ -26,14 +22,62 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="segments in one batch (default: %(default)s)")
 
 
-def add_context_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the compressed contexts to read, `files`, and the model's arguments."""
-    parser.add_argument("files", nargs="+", metavar="FILE.c3", help="compressed contexts, or - for stdin")
+def add_context_arguments(parser: argparse.ArgumentParser, names: str) -> None:
+    """Add the compressed contexts to read, `files`, with `names` as their help, and the model's arguments."""
+    parser.add_argument("files", nargs="+", metavar="FILE.c3", help=names)
     add_model_arguments(parser)
 
 
+def check_numbers(args: argparse.Namespace, *names: str) -> None:
+    """Raise ValueError if one of these arguments is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}.")
+
+
+def check_device(name: str) -> str:
+    """`name`, if torch can compute there.
+
+    Raises:
+        ValueError: If it is no device, or one that this machine or this torch has not.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        usable = device.type != "meta"
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError) as error:
+        usable, reason = False, one_line(error).split(". ")[0].split("; ")[0]
+    if not usable:
+        raise ValueError(
+            f"`--device` {name!r} cannot be used here ({reason}). Give cpu, or a device this machine has."
+        )
+    return name
+
+
+def check_model(path: str) -> None:
+    """Raise ValueError if `path` holds no C3 model; only its configuration is looked at."""
+    from transformers import AutoConfig
+
+    # Code from the Hub is never run for this: C3's own is here.
+    config = _loaded(path, AutoConfig, trust_remote_code=False)
+    if config.model_type != "c3":
+        raise ValueError(
+            f"`--model` {path} is a model of type {config.model_type!r}, not a C3 model. Give one, or make one of two "
+            "language models with `c3-hf new`."
+        )
+
+
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and processor that the arguments ask for."""
+    """The model and processor that the arguments ask for.
+
+    Raises:
+        ValueError: If there is no C3 model, or the device or the batch size cannot be used.
+    """
+    check_numbers(args, "batch_size")
     import torch
     from transformers import AutoModelForCausalLM, AutoProcessor
     from transformers.utils import logging
@@ -43,31 +87,19 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     path = args.model or c3_hf.tiny_model_path()
-    # Asking for a public name registers C3 with the auto classes.
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, args.model_dtype))
-    return model.to(args.device).eval(), AutoProcessor.from_pretrained(path)
+    device = check_device(args.device)
+    check_model(path)
+    model = _loaded(path, AutoModelForCausalLM, dtype=getattr(torch, args.model_dtype))
+    return model.to(device).eval(), _loaded(path, AutoProcessor)
 
 
-@contextlib.contextmanager
-def context_path(path: str) -> Iterator[Path]:
-    """`path` itself, or for "-" a temporary file that holds what stdin gives: contexts are mapped, not streamed."""
-    if path != "-":
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "stdin.c3"
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield copy
+def _loaded(path: str, auto_class: Any, **options: Any) -> Any:
+    from safetensors import SafetensorError
 
-
-@contextlib.contextmanager
-def atomic_output(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is written in full."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return auto_class.from_pretrained(path, **options)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"`--model` {path}: no C3 model can be loaded from there ({one_line(error)[:300]}). Give the folder or "
+            "the Hub id of one."
+        ) from error

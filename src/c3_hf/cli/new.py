@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .files import check_new_folder
+
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEFAULT_NUM_LATENTS = 32
@@ -30,6 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make or change a model, save it, and say what was decided."""
+    output = check_new_folder(args.output)
+
     import torch
 
     from c3_hf.conversion.save_model import save_model
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("`--new-queries` goes with `--from`: a new model's queries are drawn anew in any case.")
     else:
         model, processor, notes = _make(args, dtype)
-    save_model(model, processor, args.output)
+    save_model(model, processor, output, trained=args.model is not None and not args.new_queries)
     print(
         f"{args.output}: {model.config.num_latents} latents, {sum(p.numel() for p in model.parameters()):,} parameters"
     )

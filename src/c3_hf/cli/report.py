@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from .files import check_run_folder
+from .loading import check_numbers
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -18,15 +22,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("runs", nargs="+", metavar="DIR", help="output folders of `c3-hf evaluate`")
     parser.add_argument("--output", metavar="DIR", help="folder of the report (default: the first run's)")
     parser.add_argument("--receipts", type=int, default=10, help="number of worst items shown (default: 10)")
+    parser.add_argument("--force", action="store_true", help="replace a report.md that is none of this command's")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print where it is."""
-    from pathlib import Path
+    check_numbers(arguments, "receipts")
+    output = Path(arguments.output or arguments.runs[0])
+    check_run_folder(str(output))
+    page = output / "report.md"
+    if page.is_file() and not arguments.force and not page.read_bytes().startswith(b"# Evaluation report\n"):
+        raise ValueError(f"`--output`: {page} exists and is no report. Give another folder, or --force to replace it.")
 
     from c3_hf.evaluation.report import write_report
 
     runs = [Path(folder) for folder in arguments.runs]
-    print(write_report(runs, Path(arguments.output or arguments.runs[0]), arguments.receipts))
+    print(write_report(runs, output, arguments.receipts))
     return 0

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from .loading import add_context_arguments, atomic_output, context_path, load_model
+from .files import (
+    STREAM,
+    SUFFIX,
+    Job,
+    check_jobs,
+    check_parent,
+    context_path,
+    is_folder_name,
+    opened_for_writing,
+    read_inputs,
+)
+from .loading import add_context_arguments, load_model
+from .messages import Failures
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,44 +31,91 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "restore",
         help="generate the text of a compressed context back",
         description="Restore the text of FILE.c3: to the byte if it was compressed with --exact, else as well as the "
-        "model can. Says on stderr how many segments are exact.",
+        "model can. Says on stderr how many segments are exact. A file that fails does not keep the others from it.",
     )
-    add_context_arguments(parser)
-    parser.add_argument("-o", "--output", help="the file to write, or a directory for several (default: stdout)")
+    add_context_arguments(parser, "compressed contexts, directories (all contexts below), or - for stdin")
+    parser.add_argument(
+        "-o",
+        "--output",
+        help="the file to write, or a directory, made if its name ends with / or a directory is restored; the files "
+        "below it are as they were when that was compressed (default: stdout)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument(
+        "--strict", action="store_true", help="give nothing out, and fail, where the text is not exact"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore every file."""
-    several = len(args.files) > 1
-    if several and args.output is not None and not Path(args.output).is_dir():
-        raise ValueError(f"`--output` must be an existing directory for several files, got {args.output!r}.")
-    model, processor = load_model(args)
-    for name in args.files:
-        with context_path(name) as path, _open_output(name, args.output) as file:
-            _restore(path, name, file, model, processor, args.batch_size)
-    return 0
+    """Restore every file; 1 if one of them could not be done."""
+    failures = Failures("restore")
+    jobs = plan_jobs(args.files, args.output, args.force, failures)
+    total = len(jobs) + failures.count
+    if jobs:
+        model, processor = load_model(args)
+    for job in jobs:
+        with failures.noted(job.source):
+            _restore(job, model, processor, args)
+    return failures.status(total)
 
 
-@contextlib.contextmanager
-def _open_output(name: str, output: str | None):
-    if output is None or output == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    target = Path(output)
-    if target.is_dir():
-        target /= Path(name).name.removesuffix(".c3")
-    with atomic_output(target) as file:
-        yield file
+def plan_jobs(names: list[str], output: str | None, force: bool, failures: Failures) -> list[Job]:
+    """Which context becomes which file, checked before any work.
+
+    Raises:
+        ValueError: If there is no context, or an output cannot be as asked for.
+    """
+    tree = any(map(os.path.isdir, names))
+    output = STREAM if output is None else output
+    into_folder = output != STREAM and (tree or is_folder_name(output))
+    if output != STREAM and len(names) > 1 and not into_folder:
+        raise ValueError(
+            f"`--output` must be an existing directory for several files, got {output!r}. Write {output + os.sep!r} "
+            "to make it."
+        )
+    if tree and output != STREAM and os.path.exists(output) and not os.path.isdir(output):
+        raise ValueError(f"`--output` must be a directory for the contexts of a directory, {output} is a file.")
+    jobs = []
+    for source, place, _ in read_inputs(names, lambda name: name.endswith(SUFFIX), failures):
+        target = str(Path(output) / place).removesuffix(SUFFIX) if into_folder else output
+        jobs.append(Job(source, target))
+    if not jobs and not failures.count:
+        raise ValueError(f"`FILE{SUFFIX}`: there is no compressed context below {', '.join(names)}.")
+    if not into_folder:
+        check_parent(output)
+    return check_jobs(jobs, force=force)
 
 
-def _restore(path: Path, name: str, file: BinaryIO, model: Any, processor: Any, batch_size: int) -> None:
-    from c3_hf.latents import CompressedContext, iter_restored
+def _restore(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> None:
+    from c3_hf.latents import CompressedContext
 
-    context = CompressedContext.load(path)
+    with context_path(job.source) as path:
+        context = CompressedContext.load(path)
+        if not args.strict:
+            with opened_for_writing(job.target) as file:
+                exact = _write_restored(context, file, model, processor, args.batch_size)
+        else:
+            # Whether all of it is exact is known behind the last segment: until then it goes nowhere.
+            with tempfile.TemporaryFile() as held:
+                exact = _write_restored(context, held, model, processor, args.batch_size)
+                if exact < len(context):
+                    raise ValueError(
+                        f"{exact} of {len(context)} segments exact, and with --strict nothing else is given out. "
+                        "Compress with --exact, or restore without --strict."
+                    )
+                held.seek(0)
+                with opened_for_writing(job.target) as file:
+                    shutil.copyfileobj(held, file)
+    print(f"{job.source}: {exact} of {len(context)} segments exact", file=sys.stderr)
+
+
+def _write_restored(context: Any, file: IO[bytes], model: Any, processor: Any, batch_size: int) -> int:
+    """Write the text, and give the number of exact segments."""
+    from c3_hf.latents import iter_restored
+
     exact = 0
     for data, is_exact in iter_restored(context, model, processor, batch_size=batch_size, progress=True):
         file.write(data)
         exact += is_exact
-    print(f"{name}: {exact} of {len(context)} segments exact", file=sys.stderr)
+    return exact

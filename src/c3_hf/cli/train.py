@@ -21,8 +21,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train."""
+    """Train, and lay a card beside the weights."""
+    from ..conversion.card import write_model_card
+    from ..modeling.configuration_c3 import C3Config
     from ..training.train import main
 
-    main([args.recipe, *args.overrides])
+    folder = main([args.recipe, *args.overrides])
+    if folder is not None:
+        write_model_card(C3Config.from_pretrained(folder), folder, folder.name)
     return 0

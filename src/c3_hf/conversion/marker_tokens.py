@@ -13,6 +13,7 @@ from c3_hf.modeling.prompt_c3 import (
     INLINE_CONTEXT_START_TOKEN,
     STOP_TOKEN,
     TURN_TOKEN,
+    TokenReader,
 )
 
 
@@ -40,7 +41,7 @@ PROBES = (
 def tokenizers_agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers give the same ids for ordinary text, so that both halves can read one vocabulary."""
     first_ids, second_ids = (
-        [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES] for tokenizer in (first, second)
+        [ids for ids, _ in TokenReader(tokenizer).read_plain(list(PROBES))] for tokenizer in (first, second)
     )
     return first_ids == second_ids
 

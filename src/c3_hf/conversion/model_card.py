@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from c3_hf.conversion.card import render_model_card
 from c3_hf.conversion.source import ReleasedCheckpoint
-from c3_hf.modeling.card_c3 import render_model_card
 from c3_hf.modeling.configuration_c3 import C3Config
 
 

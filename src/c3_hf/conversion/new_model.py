@@ -175,8 +175,6 @@ def _make_config(
         inline_context_start_token_id=ids(INLINE_CONTEXT_START_TOKEN) if shared else None,
         inline_context_end_token_id=ids(INLINE_CONTEXT_END_TOKEN) if shared else None,
         encoder_context_start_token_id=encoder_start_id,
-        # Two models' licences meet here; which one holds is for the author to state.
-        license="other",
         base_models=[name for name in names if not Path(name).exists()] or None,
     )
     config.dtype = decoder_lm.dtype

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from c3_hf.conversion import repository
+from c3_hf.conversion.card import write_model_card
 from c3_hf.conversion.configs import both_rope_keys
 from c3_hf.conversion.source import read_json
-from c3_hf.modeling.card_c3 import write_model_card
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.processing_c3 import C3Processor
 
@@ -23,22 +23,23 @@ def load_model(
     return loaded, C3Processor.from_pretrained(model) if has_processor else None
 
 
-def save_model(model: C3ForConditionalGeneration, processor: C3Processor | None, output: str | Path) -> None:
+def save_model(
+    model: C3ForConditionalGeneration, processor: C3Processor | None, output: str | Path, trained: bool = True
+) -> None:
     """Save a model and its processor; the folder appears complete or not at all.
 
     Args:
         model: the model.
         processor: its processor, or None.
         output: the folder to make; it must not exist, or be empty.
+        trained: whether its queries and projector have been trained; the card says so where not.
 
     Raises:
         ValueError: if `output` is taken.
     """
     with repository.new_folder(output) as folder:
         model.save_pretrained(folder)
-        # The card saved with the weights bears the temporary folder's name.
-        (folder / "README.md").unlink()
-        write_model_card(model.config, str(folder), Path(output).name)
+        write_model_card(model.config, folder, Path(output).name, trained)
         if processor is not None:
             processor.save_pretrained(folder)
         repository.copy_code(folder)

@@ -16,6 +16,7 @@ from c3_hf.conversion.source import ReleasedCheckpoint
 from c3_hf.conversion.weights import Digest, scan_weights
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
+from c3_hf.modeling.prompt_c3 import TokenReader
 
 
 # Texts written for this purpose: two scripts, code, digits, one token, nothing.
@@ -76,9 +77,8 @@ def make_samples(config: C3Config, tokenizer: PreTrainedTokenizerFast | None) ->
     ]
     if tokenizer is not None:
         prompt_ids = tokenizer(SAMPLE_PROMPT, add_special_tokens=False)["input_ids"]
-        return [
-            Sample(tokenizer(text, add_special_tokens=False)["input_ids"], block + prompt_ids) for text in SAMPLE_TEXTS
-        ]
+        contexts = TokenReader(tokenizer).read_plain(list(SAMPLE_TEXTS))
+        return [Sample(ids, block + prompt_ids) for ids, _ in contexts]
     size = min(config.context_start_token_id, config.context_end_token_id, config.context_token_id)
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randint(0, size, (length,), generator=generator).tolist() for length in (64, 33, 17, 1, 0)]

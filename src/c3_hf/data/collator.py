@@ -30,7 +30,7 @@ class C3DataCollator:
     """Collator of chat messages with contexts, for any trainer, and of the samples of `C3Trainer`.
 
     It takes records as a line of a training file holds them, `{"messages": [...]}` and `{"conversations": [...]}` (see
-    `c3_hf.data.schema`), so that `transformers.Trainer` and TRL's `SFTTrainer` can train a C3 model:
+    `c3_hf.data.records`), so that `transformers.Trainer` and TRL's `SFTTrainer` can train a C3 model:
 
     ```python
     trainer = Trainer(model, args, train_dataset=records, data_collator=C3DataCollator(processor))

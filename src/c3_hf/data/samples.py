@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .records import RecordSource, StreamingSource, TrainingExample
 from .tasks import FACT_TOKENS, TASKS, TEXT_KINDS, Draw
@@ -30,10 +31,9 @@ class Sample(NamedTuple):
     key: SampleKey
 
 
-def cut_to_tokens(tokenizer: PreTrainedTokenizerBase, text: str, num_tokens: int) -> str:
+def cut_to_tokens(tokenizer: PreTrainedTokenizerBase | TokenReader, text: str, num_tokens: int) -> str:
     """Return the longest beginning of `text` that covers at most `num_tokens` tokens and ends between characters."""
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
+    _, offsets = as_reader(tokenizer).read_plain([text])[0]
     if len(offsets) <= num_tokens:
         return text
     # The bytes of one character may lie in several tokens; the character then belongs to the first one left out.
@@ -63,7 +63,7 @@ class ExampleMaker:
         text_kinds: Mapping[str, float],
         seed: int = 0,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.reader = as_reader(tokenizer)
         self.schedule = schedule
         self.seed = seed
         self._tasks = _check_mixture("tasks", tasks, TASKS)
@@ -82,10 +82,10 @@ class ExampleMaker:
         task = _choose(rng, self._tasks)
         kind = _choose(rng, self._text_kinds) if task == "restore" else "plain"
         if kind != "plain":
-            text = TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.tokenizer))
-            passage = cut_to_tokens(self.tokenizer, text, num_tokens)
+            text = TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.reader))
+            passage = cut_to_tokens(self.reader, text, num_tokens)
         elif task == "answer":
-            passage = cut_to_tokens(self.tokenizer, passage, max(1, num_tokens - FACT_TOKENS))
+            passage = cut_to_tokens(self.reader, passage, max(1, num_tokens - FACT_TOKENS))
         return Sample(TASKS[task](rng, passage), key)
 
     def _window(self, rng: np.random.Generator, text: str, num_tokens: int) -> str:
@@ -97,7 +97,7 @@ class ExampleMaker:
         ascii_chars, other_chars = _WINDOW_CHARS_PER_TOKEN
         probe = text[start : start + num_tokens]
         size = num_tokens * (ascii_chars if len(probe.encode()) < 2 * len(probe) else other_chars)
-        return cut_to_tokens(self.tokenizer, text[start : start + size], num_tokens)
+        return cut_to_tokens(self.reader, text[start : start + size], num_tokens)
 
 
 class MixtureDataset(Dataset):

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.prompt_c3 import RESTORE_PROMPT
+from ..modeling.prompt_c3 import RESTORE_PROMPT, TokenReader, as_reader
 from .records import TrainingExample
 
 
@@ -48,6 +48,11 @@ _LAST_NAMES = (
     "Hayward Hobbs Hunter Kemp Lane Marsh Mason Miller Nash Palmer Parker Potter Reed Sadler Shaw Tanner Turner "
     "Walker Webb Weaver Wood"
 ).split()
+
+
+def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
+    """What a model trained on `tasks` (weights by name) can be asked, as `C3Processor.prompts` holds it."""
+    return {"find": FIND_PROMPT} if tasks.get("find") or tasks.get("answer") else {}
 
 
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -127,13 +132,13 @@ class Draw:
         rng: source of all randomness.
         passage: real text of about `num_tokens` tokens.
         num_tokens: length wanted, in tokens.
-        tokenizer: the tokenizer that counts them.
+        tokenizer: the tokenizer that counts them, or its reader.
     """
 
     rng: np.random.Generator
     passage: str
     num_tokens: int
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | TokenReader
 
 
 def plain(draw: Draw) -> str:
@@ -151,14 +156,16 @@ def shuffled_words(draw: Draw) -> str:
 
 def shuffled_tokens(draw: Draw) -> str:
     """The tokens of the passage in random order; tokens that are no whole characters are left out."""
-    ids = draw.tokenizer(draw.passage, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return draw.tokenizer.decode(draw.rng.permutation(ids[: draw.num_tokens])).replace("\ufffd", "")
+    reader = as_reader(draw.tokenizer)
+    ids = reader.read_plain([draw.passage])[0][0]
+    return reader.tokenizer.decode(draw.rng.permutation(ids[: draw.num_tokens])).replace("\ufffd", "")
 
 
 def random_tokens(draw: Draw) -> str:
     """Tokens drawn evenly from the vocabulary without its special tokens (which have the highest ids)."""
-    first_special = min(draw.tokenizer.added_tokens_decoder)
-    return draw.tokenizer.decode(draw.rng.integers(0, first_special, draw.num_tokens + 8)).replace("\ufffd", "")
+    tokenizer = as_reader(draw.tokenizer).tokenizer
+    first_special = min(tokenizer.added_tokens_decoder)
+    return tokenizer.decode(draw.rng.integers(0, first_special, draw.num_tokens + 8)).replace("\ufffd", "")
 
 
 def digits(draw: Draw) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from c3_hf.latents.segmentation import encode_plain, iter_segments
+from c3_hf.latents.segmentation import iter_segments
+from c3_hf.modeling.prompt_c3 import TokenReader
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,14 @@ class TokenMeter:
     num_latents: int
     segment_tokens: int
 
+    @cached_property
+    def reader(self) -> TokenReader:
+        """Reads text with the tokenizer, and leaves it as it is."""
+        return TokenReader(self.tokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
-        return encode_plain(self.tokenizer, text)[0]
+        return self.reader.read_plain([text])[0][0]
 
     def count(self, text: str) -> int:
         """Number of tokens of `text`."""
@@ -33,7 +40,7 @@ class TokenMeter:
 
     def segments(self, text: str) -> list[str]:
         """`text` in segments of at most `segment_tokens` tokens, cut at sentence ends where possible, as users get."""
-        return [segment.text for segment in iter_segments(text, self.tokenizer, self.segment_tokens)]
+        return [segment.text for segment in iter_segments(text, self.reader, self.segment_tokens)]
 
     def cut(self, text: str, num_tokens: int) -> list[str]:
         """`text` in pieces of exactly `num_tokens` tokens (the last may be shorter), wherever that falls.
@@ -51,6 +58,6 @@ class TokenMeter:
             raise ValueError(f"`num_tokens` is {num_tokens}, expected at least 1 token for each piece.")
         if not text:
             return []
-        offsets = encode_plain(self.tokenizer, text)[1]
+        offsets = self.reader.read_plain([text])[0][1]
         starts = sorted({0, *(start for start, _ in offsets[::num_tokens])})
         return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]

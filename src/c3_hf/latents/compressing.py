@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from .compressor import CompressOptions, Compressor
-from .context import CompressedContext, ContextHeader, check_joinable, joined_header
+from .compressor import CompressionOptions, Compressor
+from .context import CompressedContext, check_joinable
+from .header import joined_header
 from .journal import Journal
-from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader
+from .output import JOURNAL_SUFFIX, claimed
+from .segmentation import Segment, Source, TextReader
 from .storage import write_file
 
 
@@ -30,15 +33,15 @@ def compress(
     *,
     output: str | os.PathLike | None = None,
     append: bool = False,
-    segment_length: int | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    verify: bool = False,
-    exact: bool = False,
-    target_fidelity: float | None = None,
-    min_segment_length: int = MIN_SEGMENT_LENGTH,
-    exact_margin: float | None = None,
-    exact_check: bool = True,
-    batch_size: int = 16,
+    segment_length: int | None = CompressionOptions.segment_length,
+    dtype: torch.dtype = CompressionOptions.dtype,
+    verify: bool = CompressionOptions.verify,
+    exact: bool = CompressionOptions.exact,
+    target_fidelity: float | None = CompressionOptions.target_fidelity,
+    min_segment_length: int | None = CompressionOptions.min_segment_length,
+    exact_margin: float | None = CompressionOptions.exact_margin,
+    exact_check: bool | None = CompressionOptions.exact_check,
+    batch_size: int = CompressionOptions.batch_size,
     progress: bool = False,
 ) -> CompressedContext:
     """Compress a text of any length into latents, segment by segment.
@@ -50,7 +53,8 @@ def compress(
         source: The text (`str`, or UTF-8 `bytes`), a `pathlib.Path` to it, an open file, or an iterable of pieces.
         model: A `C3ForConditionalGeneration`.
         processor: Its processor.
-        output: File to write, by custom `*.c3`. An existing one is replaced when the new one is complete.
+        output: File to write, by custom `*.c3`. An existing one is replaced when the new one is complete. One run
+            at a time writes a file; a second one is an error.
         append: Put the segments behind those of the existing `output`.
         segment_length: Most tokens of a segment; by default `segment_length` of the model's configuration, where
             that is None 20 for each latent.
@@ -72,10 +76,15 @@ def compress(
 
     Raises:
         ValueError: If the text is not UTF-8 and `exact` is off, an option is out of range, the model gives latents
-            that are not finite, or the journal or file at `output` does not belong to this call.
+            that are not finite, `output` cannot become a file or is being written by another run, or the journal or
+            file there does not belong to this call.
         TypeError: If `source` is of another type.
+
+    Warns:
+        UserWarning: If `source` is a `str` that names an existing file.
     """
-    options = CompressOptions(
+    _warn_of_file_name(source)
+    options = CompressionOptions(
         segment_length=segment_length,
         dtype=dtype,
         verify=verify,
@@ -90,7 +99,9 @@ def compress(
     with tqdm(total=_size(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:
         reader = TextReader(source)
         if output is not None:
-            return _compress_to_file(compressor, reader, Path(output), append, _name(source), bar)
+            _refuse_source_as_output(source, output)
+            with claimed(output) as path:
+                return _warned(_compress_to_file(compressor, reader, path, append, _name(source), bar))
         digest = hashlib.sha256()
         parts = [compressor.empty()]
         for group in compressor.groups(reader):
@@ -100,7 +111,19 @@ def compress(
             parts.append(compressor.compress_group(group))
         joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
     header = compressor.final_header(digest.hexdigest(), _name(source))
-    return dataclasses.replace(joined, header=header)
+    return _warned(dataclasses.replace(joined, header=header))
+
+
+def _warned(context: CompressedContext) -> CompressedContext:
+    """`context`; a log line says if restoring it must change the text."""
+    lost = context.num_lost_characters
+    if lost and not context.is_exact:
+        total = int(context.char_offsets[-1] - context.char_offsets[0])
+        logger.warning(
+            f"{context.name}: the tokenizer does not keep {lost:,} of {total:,} characters (Unicode is normalised, "
+            "for one), so that restoring gives others. `exact=True` keeps them."
+        )
+    return context
 
 
 def _size(source: Source) -> int | None:
@@ -113,7 +136,31 @@ def _size(source: Source) -> int | None:
 
 
 def _name(source: Source) -> str | None:
-    return Path(source).name if isinstance(source, os.PathLike) else None
+    """The source file's name for people: bytes of it that are not UTF-8 are U+FFFD."""
+    return os.fsencode(Path(source).name).decode(errors="replace") if isinstance(source, os.PathLike) else None
+
+
+def _refuse_source_as_output(source: Source, output: str | os.PathLike) -> None:
+    file = source if isinstance(source, os.PathLike) else getattr(source, "name", None)
+    if not isinstance(file, (str, os.PathLike)) or not os.path.exists(file) or not os.path.exists(output):
+        return
+    if os.path.samefile(file, output):
+        raise ValueError(
+            f"`output` {os.fspath(output)!r} and `source` are one file, whose text would be lost. Give another "
+            "`output`."
+        )
+
+
+def _warn_of_file_name(source: Source) -> None:
+    # Longer than any path, or no path at all: the question need not reach the file system.
+    if not isinstance(source, str) or not 0 < len(source) < 1024 or "\n" in source or "\0" in source:
+        return
+    if os.path.isfile(source):
+        warnings.warn(
+            f"`source` {source!r} is compressed as the text it is, and a file of that name exists. To compress the "
+            f"file's content write `Path({source!r})`.",
+            stacklevel=3,
+        )
 
 
 def _compress_to_file(
@@ -122,8 +169,8 @@ def _compress_to_file(
     base = CompressedContext.load(path) if append and path.exists() else None
     if base is not None:
         check_joinable(base, CompressedContext(compressor.header, **compressor.empty()))
-    journal = Journal(path.with_name(path.name + ".journal"))
-    _open_journal(journal, compressor.header, base)
+    journal = Journal(path.with_name(path.name + JOURNAL_SUFFIX))
+    _open_journal(journal, compressor, base)
     digest = hashlib.sha256()
     for data in _finished_segments(journal, reader):
         digest.update(data)
@@ -149,13 +196,15 @@ def _compress_to_file(
     return CompressedContext.load(path)
 
 
-def _open_journal(journal: Journal, header: ContextHeader, base: CompressedContext | None) -> None:
+def _open_journal(journal: Journal, compressor: Compressor, base: CompressedContext | None) -> None:
     """Start a journal, or make sure that the one that is there was begun by the same call.
 
     Raises:
         ValueError: If it was not.
     """
-    wanted = dataclasses.asdict(header)
+    wanted = dataclasses.asdict(compressor.header)
+    # The header does not say these, the finished file shows them by its tensors.
+    wanted |= {"dtype": str(compressor.options.dtype), "verify": compressor.options.verify}
     wanted["appends_to"] = None if base is None else hashlib.sha256(base.digests.numpy().tobytes()).hexdigest()
     if journal.header is None:
         journal.start(wanted)

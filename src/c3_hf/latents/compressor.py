@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -14,17 +14,24 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..modeling.configuration_c3 import C3Config
-from .context import ContextHeader
+from .context import CompressedContext
 from .exactness import EXACT_MARGINS, ExactCounts, build_residual, keep_what_restores
 from .fidelity import MARGIN_DTYPE, to_margin_dtype
 from .fingerprints import fingerprint_model, fingerprint_processor
 from .fitting import MeasuredSegment, fit_segments
+from .header import ContextHeader
 from .quantization import LATENT_DTYPES, dequantize, quantize
 from .residual import Residual
-from .restoring import Restorer, batches_by_length, context_batch, context_room
-from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, encode_plain, iter_segments
+from .restoring import (
+    Restorer,
+    batches_by_length,
+    check_at_least_1,
+    context_batch,
+    context_room,
+)
+from .segmentation import MIN_SEGMENT_LENGTH, Segment, Source, TextReader, iter_segments, read_segment
 from .storage import segment_checksums
-from .verification import measure_margins
+from .verification import count_lost, measure_margins
 
 
 logger = logging.get_logger(__name__)
@@ -36,20 +43,24 @@ _GROUP_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class CompressOptions:
-    """The arguments of [`compress`] of the same names; `resolved` fills in the defaults and checks."""
+class CompressionOptions:
+    """The arguments of [`compress`] of the same names, with its defaults; `resolved` fills in the rest and checks.
 
-    segment_length: int | None
-    dtype: torch.dtype
-    verify: bool
-    exact: bool
-    target_fidelity: float | None
-    min_segment_length: int
-    exact_margin: float | None
-    exact_check: bool
-    batch_size: int
+    What the finished file says of them are the fields that [`ContextHeader`] has too. `dtype`, `verify` and `exact`
+    show in its tensors. `batch_size` changes nothing in the result.
+    """
 
-    def resolved(self, model: PreTrainedModel) -> CompressOptions:
+    segment_length: int | None = None
+    dtype: torch.dtype = torch.bfloat16
+    verify: bool = False
+    exact: bool = False
+    target_fidelity: float | None = None
+    min_segment_length: int | None = MIN_SEGMENT_LENGTH
+    exact_margin: float | None = None
+    exact_check: bool | None = True
+    batch_size: int = 16
+
+    def resolved(self, model: PreTrainedModel) -> CompressionOptions:
         length = default_segment_length(model.config) if self.segment_length is None else self.segment_length
         widest = max(EXACT_MARGINS.values())
         margin = EXACT_MARGINS.get(model.dtype, widest) if self.exact_margin is None else self.exact_margin
@@ -64,16 +75,27 @@ class CompressOptions:
             raise ValueError(f"`dtype` must be one of {LATENT_DTYPES}, got {self.dtype!r}.")
         if self.target_fidelity is not None and not 0 < self.target_fidelity <= 1:
             raise ValueError(f"`target_fidelity` is a token accuracy above 0 and up to 1, got {self.target_fidelity}.")
-        if self.min_segment_length < MIN_SEGMENT_LENGTH:
+        if self.min_segment_length is None or self.min_segment_length < MIN_SEGMENT_LENGTH:
             raise ValueError(
                 f"`min_segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {self.min_segment_length}."
             )
-        if margin < 0:
-            raise ValueError(f"`exact_margin` must not be negative, got {margin}.")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
-        verify = self.verify or self.target_fidelity is not None
-        return dataclasses.replace(self, segment_length=length, exact_margin=margin, verify=verify)
+        if not 0 <= margin < float("inf"):
+            raise ValueError(f"`exact_margin` must not be negative, got {margin}; it is a finite margin of logits.")
+        check_at_least_1("batch_size", self.batch_size)
+        return dataclasses.replace(
+            self,
+            segment_length=length,
+            verify=self.verify or self.target_fidelity is not None,
+            # What changes nothing is not recorded, so that it does not make two calls differ.
+            min_segment_length=None if self.target_fidelity is None else self.min_segment_length,
+            exact_margin=margin if self.exact else None,
+            exact_check=self.exact_check if self.exact else None,
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that the header of the finished file says."""
+        names = {field.name for field in dataclasses.fields(ContextHeader)}
+        return {name: value for name, value in vars(self).items() if name in names}
 
 
 def default_segment_length(config: C3Config) -> int:
@@ -90,7 +112,7 @@ class Compressor:
         tokens_encoded: Tokens, in the decoder's vocabulary, of what went through the encoder so far.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, options: CompressOptions):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, options: CompressionOptions):
         self.model, self.processor, self.options = model, processor, options
         self.restorer = Restorer(model, processor)
         segment_length = cast("int", options.segment_length)  # filled in by `resolved`
@@ -106,9 +128,8 @@ class Compressor:
             tokenizer=fingerprint_processor(processor),
             num_latents=model.config.num_latents,
             hidden_size=model.config.encoder_config.hidden_size,
-            segment_length=segment_length,
-            target_fidelity=options.target_fidelity,
-            exact_margin=options.exact_margin if options.exact else None,
+            model_dtype=str(model.dtype).removeprefix("torch."),
+            **options.recorded(),
             writer=f"c3_hf {__version__}, torch {torch.__version__}, {model.device.type}, {model.dtype}",
         )
 
@@ -130,10 +151,10 @@ class Compressor:
         Raises:
             ValueError: If a segment takes more tokens in the decoder's vocabulary than it has positions for.
         """
-        reads, writes = self.processor.encoder_tokenizer, self.processor.tokenizer
+        reads, writes = self.processor.encoder_reader, self.processor.reader
         for segment in iter_segments(source, reads, length):
             if writes is not reads:
-                segment = dataclasses.replace(segment, token_ids=tuple(encode_plain(writes, segment.text)[0]))
+                segment = dataclasses.replace(segment, token_ids=tuple(read_segment(writes, segment.text)[0]))
                 if len(segment.token_ids) >= self.restorer.room:
                     raise ValueError(
                         f"`segment_length` {length} gives a segment of {len(segment.token_ids)} tokens in the "
@@ -154,7 +175,7 @@ class Compressor:
                 self.measure,
                 self.cut,
                 target=options.target_fidelity,
-                shortest=options.min_segment_length,
+                shortest=cast("int", options.min_segment_length),  # there with a target
             )
         residuals = self._residuals(measured) if options.exact else None
         return self._tensors(measured, residuals)
@@ -191,6 +212,18 @@ class Compressor:
     def empty(self) -> dict[str, torch.Tensor]:
         """Tensors for no segment at all."""
         return self._tensors([], [] if self.options.exact else None)
+
+    def would_make(self, context: CompressedContext, text_sha256: str) -> bool:
+        """Whether `context` is what a text of this SHA-256 becomes: every option that changes the result counts."""
+        found = dataclasses.replace(
+            context.header, text_sha256=None, source=None, passes=None, writer=self.header.writer
+        )
+        kinds = self.empty()
+        return (
+            (found, context.header.text_sha256) == (self.header, text_sha256)
+            and context.latents.dtype == kinds["latents"].dtype
+            and context.tensors().keys() == kinds.keys()
+        )
 
     def final_header(self, text_sha256: str, source: str | None) -> ContextHeader:
         """The header of the finished context."""
@@ -238,6 +271,7 @@ class Compressor:
             "char_offsets": chars,
             "byte_offsets": sizes,
             "token_offsets": tokens,
+            "lost_characters": count_lost(self.processor, segments),
             "digests": _stack(
                 [torch.tensor(list(segment.digest), dtype=torch.uint8) for segment in segments],
                 torch.empty((0, 32), dtype=torch.uint8),

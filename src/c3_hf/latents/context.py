@@ -6,48 +6,28 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from .fidelity import TINY_CALIBRATION, Calibration, SegmentFidelity, expected_precision
 from .fingerprints import check_model
+from .header import ContextHeader, joined_header
 from .quantization import LATENT_DTYPES, dequantize, quantize
 from .residual import Residual
-from .storage import join_index, read_file, segment_checksums, tensor_bytes, write_file
+from .storage import ORDER, join_index, read_file, segment_checksums, tensor_bytes, write_file
 
 
-@dataclass(frozen=True)
-class ContextHeader:
-    """What holds for all segments of a compressed context.
+class Run(NamedTuple):
+    """Consecutive segments of one file, for messages: the file, its first such segment, how many.
 
-    Attributes:
-        model: Fingerprint of the model's weights, see [`fingerprint_model`].
-        tokenizer: Fingerprint of the tokenizer and restoring prompt, see [`fingerprint_processor`].
-        num_latents: Latents of a segment.
-        hidden_size: Width of a latent; the latents are the encoder's, from before the projector.
-        segment_length: Most tokens a segment was allowed, in the encoder's vocabulary.
-        target_fidelity: Token accuracy each segment was to reach, 0 to 1; `None` if none was asked for.
-        exact_margin: Logit margin below which a right token is corrected too; `None` without byte-exact mode.
-        text_sha256: SHA-256 of the whole source; `None` after slicing, concatenating or appending.
-        source: Name of the source file, for people.
-        passes: Tokens that went through encoder (and decoder, where fidelity was measured), for each token of the
-            text; above 1 only with `target_fidelity`. `None` after slicing, concatenating or appending.
-        writer: Package, torch version, device and dtype that computed it, for people.
+    In a context that is from no file the first is a place in that context.
     """
 
-    model: str
-    tokenizer: str
-    num_latents: int
-    hidden_size: int
-    segment_length: int
-    target_fidelity: float | None = None
-    exact_margin: float | None = None
-    text_sha256: str | None = None
-    source: str | None = None
-    passes: float | None = None
-    writer: str | None = None
+    file: str | None
+    first: int
+    size: int
 
 
 @dataclass(eq=False)
@@ -69,6 +49,9 @@ class CompressedContext:
         margins: `(T + S,)` float16, teacher-forced margins of the tokens and the stop token, segment after segment.
         residual: `(R,)` uint8, what byte-exact restoring needs beside the latents, see [`Residual`].
         residual_offsets: `(S + 1,)` int64, where each segment's record starts in it.
+        lost_characters: `(S,)` int64, characters of each segment that its own tokens do not give when decoded; -1
+            where nobody counted, as in files of c3_hf 0.1.
+        runs: Which files the segments are from.
     """
 
     header: ContextHeader
@@ -82,8 +65,13 @@ class CompressedContext:
     margins: torch.Tensor | None = None
     residual: torch.Tensor | None = None
     residual_offsets: torch.Tensor | None = None
+    lost_characters: torch.Tensor | None = None
+    runs: tuple[Run, ...] = ()
 
     def __post_init__(self):
+        self.runs = self.runs or (Run(None, 0, len(self.latents)),)
+        if self.lost_characters is None:
+            self.lost_characters = torch.full((len(self.latents),), -1)
         if self.checksums is None:
             self.checksums = segment_checksums(self.tensors())
 
@@ -96,30 +84,35 @@ class CompressedContext:
             FileNotFoundError: If there is none.
         """
         header, tensors = read_file(path)
-        return cls.from_tensors(header, tensors)
+        return cls.from_tensors(header, tensors, os.fspath(path))
 
     @classmethod
-    def from_tensors(cls, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> CompressedContext:
+    def from_tensors(
+        cls, header: dict[str, Any], tensors: dict[str, torch.Tensor], file: str | None = None
+    ) -> CompressedContext:
         """The counterpart of [`tensors`].
 
+        Args:
+            header: Entries of a [`ContextHeader`].
+            tensors: What [`tensors`] gave.
+            file: Where they are from, for messages.
+
         Raises:
-            ValueError: If `header` lacks an entry or disagrees with the shape of the latents.
+            ValueError: If `header` lacks an entry, has one of another type, or disagrees with the latents' shape.
         """
-        known = [field.name for field in dataclasses.fields(ContextHeader)]
-        missing = [name for name in known[:5] if name not in header]
-        if missing:
-            raise ValueError(f"`header` lacks {missing}; the file was not written by c3_hf.")
-        parsed = ContextHeader(**{name: header[name] for name in known if name in header})
+        name = file or "this compressed context"
+        parsed = ContextHeader.from_entries(header, name)
         shape = tuple(tensors["latents"].shape[1:])
         if shape != (parsed.num_latents, parsed.hidden_size):
             raise ValueError(
-                f"`header` says {parsed.num_latents} latents of width {parsed.hidden_size}, the tensor has {shape}."
+                f"`header` says {parsed.num_latents} latents of width {parsed.hidden_size}, the tensor has {shape}: "
+                f"{name} is damaged."
             )
-        return cls(parsed, **tensors)
+        return cls(parsed, **tensors, runs=(Run(file, 0, len(tensors["latents"])),))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors that are present, by name, as a file holds them."""
-        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+        named = {name: getattr(self, name) for name in ORDER}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def save(self, path: str | os.PathLike) -> None:
@@ -161,7 +154,8 @@ class CompressedContext:
                 parts[name] = tensor[start : stop + 1] - tensor[start]
             else:
                 parts[name] = tensor[start : stop + 1 if name.endswith("_offsets") else stop]
-        return CompressedContext(dataclasses.replace(self.header, text_sha256=None, passes=None), **parts)
+        header = dataclasses.replace(self.header, text_sha256=None, passes=None)
+        return CompressedContext(header, **parts, runs=_cut_runs(self.runs, start, stop))
 
     def __add__(self, other: CompressedContext) -> CompressedContext:
         """This context followed by `other`, see [`concatenate`]."""
@@ -187,7 +181,8 @@ class CompressedContext:
         tensors = join_index(parts)
         for name in parts[0].keys() - tensors.keys():
             tensors[name] = torch.cat([part[name] for part in parts])
-        return cls(joined_header([context.header for context in contexts]), **tensors)
+        runs = _joined_runs([run for context in contexts for run in context.runs])
+        return cls(joined_header([context.header for context in contexts]), **tensors, runs=runs)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> CompressedContext:
         """The same context with latents in another dtype (float32, bfloat16, int8) or on another device.
@@ -223,9 +218,35 @@ class CompressedContext:
         wrong = (segment_checksums(self.to(device="cpu").tensors()) != self.checksums).nonzero().flatten().tolist()
         if wrong:
             raise ValueError(
-                f"segment {wrong[0]} of this compressed context (and {len(wrong) - 1} more) is damaged: its checksum "
-                "differs from the one it was written with. Compress the text again."
+                f"{self.place(wrong[0])} (and {len(wrong) - 1} more) is damaged: its checksum differs from the one it "
+                "was written with. Compress the text again."
             )
+
+    def check_whole(self, text_sha256: str) -> None:
+        """Compare the digest of all segments' right text with the one of the source, where the header has it.
+
+        Args:
+            text_sha256: SHA-256 in hexadecimal.
+
+        Raises:
+            ValueError: If they differ: segments are missing, or the header is damaged.
+        """
+        expected = self.header.text_sha256
+        if expected not in (None, text_sha256):
+            raise ValueError(
+                f"the text of {self.name} has SHA-256 {text_sha256}, its header says {expected} (`text_sha256`), "
+                "although each segment is right: segments are missing, or the header is damaged."
+            )
+
+    @property
+    def name(self) -> str:
+        """The file or files it is from, for messages."""
+        return ", ".join(dict.fromkeys(run.file or "this compressed context" for run in self.runs))
+
+    def place(self, index: int) -> str:
+        """The segment at `index` as a message names it: its number in its file, and the file."""
+        run = _cut_runs(self.runs, index, index + 1)[0]
+        return f"segment {run.first} of {run.file or 'this compressed context'}"
 
     def dense_latents(self) -> torch.Tensor:
         """Latents `(num_segments, num_latents, hidden_size)`, float32 or bfloat16; checked for damage."""
@@ -241,7 +262,7 @@ class CompressedContext:
         Raises:
             ValueError: If the context is damaged or was made by another model.
         """
-        check_model(self.header.model, model)
+        check_model(self.header.model, model, self.name)
         return self.project(model).unsqueeze(0)
 
     @torch.no_grad()
@@ -253,6 +274,12 @@ class CompressedContext:
         Raises:
             ValueError: If the context is damaged.
         """
+        shape, wanted = self.latents.shape[1:], (model.config.num_latents, model.config.encoder_config.hidden_size)
+        if tuple(shape) != wanted:
+            raise ValueError(
+                f"`latents` of {self.name} are {shape[0]} of width {shape[1]} for each segment, the model makes "
+                f"{wanted[0]} of width {wanted[1]}: the file is damaged."
+            )
         weight = model.model.projector.weight
         return model.model.projector(self.dense_latents().to(weight.device, weight.dtype))
 
@@ -288,7 +315,8 @@ class CompressedContext:
         """What is known about each segment; `None` if it was compressed without `verify`."""
         if self.margins is None:
             return None
-        return [SegmentFidelity.from_margins(self.segment_margins(index)) for index in range(len(self))]
+        lost = [None if count < 0 else count for count in self._lost()]
+        return [SegmentFidelity.from_margins(self.segment_margins(index), lost[index]) for index in range(len(self))]
 
     def expected_precision(self, calibration: Calibration = TINY_CALIBRATION) -> list[float]:
         """Character precision, 0 to 1, to expect of each segment from free-running greedy decoding: an estimate.
@@ -299,14 +327,40 @@ class CompressedContext:
         Raises:
             ValueError: If the context was compressed without `verify`.
         """
-        return [expected_precision(self.segment_margins(index), calibration) for index in range(len(self))]
+        lengths, lost = self.char_offsets.diff().tolist(), self._lost()
+        return [
+            expected_precision(self.segment_margins(index), calibration)
+            * (1 - max(0, lost[index]) / max(1, lengths[index]))
+            for index in range(len(self))
+        ]
+
+    def _lost(self) -> list[int]:
+        return [] if self.lost_characters is None else self.lost_characters.tolist()
+
+    @property
+    def num_lost_characters(self) -> int | None:
+        """Characters of the text that the tokenizer does not keep, so that no model could bring them back.
+
+        Unicode normalisation changes them, for one. Only byte-exact mode restores them. `None` where a segment was not
+        counted.
+        """
+        lost = self._lost()
+        return None if min(lost, default=0) < 0 else sum(lost)
 
     def segment_residual(self, index: int) -> Residual:
-        """Corrections of one segment; only for a byte-exact context."""
+        """Corrections of one segment; only for a byte-exact context.
+
+        Raises:
+            ValueError: If the context is not byte-exact, or the record is none of this segment.
+        """
         if self.residual is None or self.residual_offsets is None:
             raise ValueError("this context is not byte-exact: compress with `exact=True`.")
-        start, end = (int(offset) for offset in self.residual_offsets[index : index + 2])
-        return Residual.decode(bytes(tensor_bytes(self.residual[start:end])))
+        start, end = self.residual_offsets[index : index + 2].tolist()
+        tokens, size = (int(offsets[index : index + 2].diff()) for offsets in (self.token_offsets, self.byte_offsets))
+        try:
+            return Residual.decode(bytes(tensor_bytes(self.residual[start:end])), tokens, size)
+        except ValueError as error:
+            raise ValueError(f"the `residual` of {self.place(index)} is damaged: {error}") from error
 
     @property
     def is_exact(self) -> bool:
@@ -342,21 +396,34 @@ class CompressedContext:
             parts.append(f"token accuracy {right:.4f}")
         if self.is_exact:
             parts.append("byte-exact")
+        if self.num_lost_characters:
+            parts.append(f"{self.num_lost_characters:,} characters not kept by the tokenizer")
         return f"CompressedContext({', '.join(parts)})"
 
 
-def joined_header(headers: list[ContextHeader]) -> ContextHeader:
-    """One header for contexts put one behind the other: the first, less what holds for one source only."""
-    first = headers[0]
-    targets = [header.target_fidelity for header in headers]
-    return dataclasses.replace(
-        first,
-        segment_length=max(header.segment_length for header in headers),
-        target_fidelity=None if None in targets else min(target for target in targets if target is not None),
-        text_sha256=None,
-        source=None,
-        passes=None,
-    )
+def _cut_runs(runs: tuple[Run, ...], start: int, stop: int) -> tuple[Run, ...]:
+    """The runs of the segments from `start` to `stop`."""
+    cut, position = [], 0
+    for run in runs:
+        first, last = max(start - position, 0), min(stop - position, run.size)
+        if first < last:
+            cut.append(Run(run.file, run.first + first, last - first))
+        position += run.size
+    return tuple(cut)
+
+
+def _joined_runs(runs: list[Run]) -> tuple[Run, ...]:
+    """As few runs as say the same; segments from no file are counted anew."""
+    joined: list[Run] = []
+    position = 0
+    for run in runs:
+        run = run if run.file else run._replace(first=position)
+        position += run.size
+        if joined and joined[-1].file == run.file and joined[-1].first + joined[-1].size == run.first:
+            joined[-1] = joined[-1]._replace(size=joined[-1].size + run.size)
+        else:
+            joined.append(run)
+    return tuple(joined)
 
 
 def check_joinable(first: CompressedContext, other: CompressedContext) -> None:

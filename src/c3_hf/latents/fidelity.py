@@ -1,9 +1,10 @@
 """How much of a segment its latents bring back, read off one teacher-forced pass over the decoder.
 
 The margin of a position is the logit of the right token less the largest other logit. Greedy decoding picks the right
-token where it is positive. So a segment whose margins are all positive comes back exactly, and the tokens in front of
+token where it is positive. So the tokens of a segment whose margins are all positive come back, and those in front of
 the first other one do in any case: up to there free running sees what the teacher-forced pass saw. After the first
-error it may go on or lose its place; what then to expect is an estimate, [`expected_precision`].
+error it may go on or lose its place; what then to expect is an estimate, [`expected_precision`]. The text comes back
+with its tokens only if decoding them gives it: a tokenizer that normalises changes characters before any model runs.
 """
 
 from __future__ import annotations
@@ -43,16 +44,19 @@ class SegmentFidelity:
         num_tokens: Tokens of the segment, without the stop token behind them.
         num_errors: Positions, the stop token's included, where the greedy choice is wrong.
         first_error: The first of them, counted from 0; `None` if there is none.
+        lost_characters: Characters of the segment that its own tokens do not give when decoded, such as what Unicode
+            normalisation changes; `None` where nobody counted.
     """
 
     num_tokens: int
     num_errors: int
     first_error: int | None
+    lost_characters: int | None = None
 
     @property
     def is_exact(self) -> bool:
-        """Whether free-running greedy decoding gives the segment back token for token."""
-        return self.num_errors == 0
+        """Whether free-running greedy decoding certainly gives the segment back, character for character."""
+        return self.num_errors == 0 and self.lost_characters == 0
 
     @property
     def token_accuracy(self) -> float:
@@ -65,10 +69,10 @@ class SegmentFidelity:
         return self.num_tokens if self.first_error is None else min(self.first_error, self.num_tokens)
 
     @classmethod
-    def from_margins(cls, margins: torch.Tensor) -> SegmentFidelity:
+    def from_margins(cls, margins: torch.Tensor, lost_characters: int | None = None) -> SegmentFidelity:
         """Read `margins`, `(num_tokens + 1,)`, the last being the stop token's."""
         wrong = (~(margins > 0)).nonzero().flatten()
-        return cls(len(margins) - 1, len(wrong), int(wrong[0]) if len(wrong) else None)
+        return cls(len(margins) - 1, len(wrong), int(wrong[0]) if len(wrong) else None, lost_characters)
 
 
 def expected_precision(margins: torch.Tensor, calibration: Calibration) -> float:

@@ -15,9 +15,9 @@ import json
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from .segmentation import encode_plain
+from ..modeling.prompt_c3 import TokenReader
 
 
 _WHOLE, _SAMPLED = 1 << 16, 1 << 12
@@ -49,15 +49,15 @@ def fingerprint_model(model: PreTrainedModel) -> str:
 
 def fingerprint_processor(processor: ProcessorMixin) -> str:
     """SHA-256 of what the processor's tokenizer and restoring prompt do, in hexadecimal."""
-    parts = [*_describe(processor.tokenizer), restoring_prompt_ids(processor)]
+    parts = [*_describe(processor.reader), restoring_prompt_ids(processor)]
     if processor.encoder_tokenizer is not processor.tokenizer:
-        parts += _describe(processor.encoder_tokenizer)
+        parts += _describe(processor.encoder_reader)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _describe(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    return [vocabulary, encode_plain(tokenizer, _PROBE)[0]]
+def _describe(reader: TokenReader) -> list[Any]:
+    vocabulary = sorted(reader.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    return [vocabulary, reader.read_plain([_PROBE])[0][0]]
 
 
 def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:
@@ -66,21 +66,21 @@ def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:
     return inputs["input_ids"][0].tolist()
 
 
-def check_model(expected: str, model: PreTrainedModel) -> None:
-    """Raise ValueError unless `model` has the fingerprint `expected`."""
+def check_model(expected: str, model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError unless `model` has the fingerprint `expected` that the context called `name` was made with."""
     found = fingerprint_model(model)
     if found != expected:
         raise ValueError(
-            f"`model` has the fingerprint {found[:16]}…, the context was compressed by one with {expected[:16]}…: its "
+            f"`model` has the fingerprint {found[:16]}…, {name} was compressed by one with {expected[:16]}…: its "
             "latents mean nothing to another model. Load the model it was made with, or compress the text again."
         )
 
 
-def check_processor(expected: str, processor: ProcessorMixin) -> None:
-    """Raise ValueError unless `processor` has the fingerprint `expected`."""
+def check_processor(expected: str, processor: ProcessorMixin, name: str) -> None:
+    """Raise ValueError unless `processor` has the fingerprint `expected`; `name` as for [`check_model`]."""
     found = fingerprint_processor(processor)
     if found != expected:
         raise ValueError(
-            f"`processor` has the fingerprint {found[:16]}…, the context was compressed with {expected[:16]}…: its "
+            f"`processor` has the fingerprint {found[:16]}…, {name} was compressed with {expected[:16]}…: its "
             "tokenizer or restoring prompt is another one. Load the processor that belongs to the model."
         )

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .storage import Tensors, metadata_of, parse
+from .storage import Tensors, check_declared, metadata_of, parse, read_header
 
 
 MAGIC = b"c3-context journal 1\n"
@@ -96,13 +97,14 @@ class Journal:
         """Find the end of the last whole record; what lies behind it is overwritten by the next."""
         with self.path.open("rb") as file:
             start = file.read(len(MAGIC))
-            if not MAGIC.startswith(start):
+            # A crash can leave a file at its length before its content reached the disk: zeros.
+            if not MAGIC.startswith(start.rstrip(b"\0")):
                 raise ValueError(
                     f"`path`: {self.path} is no journal of `c3-hf compress`, it starts with {start!r}. Move it away."
                 )
             header = _read_record(file) if start == MAGIC else None
             while header is not None and _read_record(file) is not None:
-                self.header = json.loads(header)
+                self.header = read_header(header, str(self.path))
                 self.num_records += 1
                 self._end = file.tell()
 
@@ -112,12 +114,21 @@ def _read_record(file: IO[bytes]) -> bytes | None:
     if len(head) < _RECORD.size:
         return None
     size, checksum = _RECORD.unpack(head)
+    # No payload is empty, but eight zero bytes, as a crash leaves them, would read as such a record.
+    if not 0 < size <= os.fstat(file.fileno()).st_size - file.tell():
+        return None
     payload = file.read(size)
-    return payload if len(payload) == size and zlib.crc32(payload) == checksum else None
+    return payload if zlib.crc32(payload) == checksum else None
 
 
 def _parse_piece(payload: bytes, name: str) -> dict[str, torch.Tensor]:
     # safetensors gives tensors only: the metadata stands in the JSON header at the front.
-    size = struct.unpack_from("<Q", payload)[0]
-    metadata = json.loads(payload[8 : 8 + size])["__metadata__"]
-    return parse(metadata, load(payload), name)[1]
+    size = struct.unpack_from("<Q", payload.ljust(8, b"\0"))[0]
+    header = read_header(payload[8 : 8 + size], name)
+    try:
+        metadata = header.pop("__metadata__")
+        check_declared(metadata, {key: (entry["dtype"], entry["shape"]) for key, entry in header.items()}, name)
+        tensors = load(payload)
+    except (KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"`path`: {name} holds a group of segments that cannot be read ({error}).") from error
+    return parse(metadata, tensors, name)[1]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from transformers import ProcessorMixin
 
 from .context import CompressedContext
 from .fidelity import SegmentFidelity
-from .segmentation import Source, TextReader, encode_plain
+from .residual import lost_characters
+from .restoring import decode_tokens
+from .segmentation import Source, TextReader, read_segment
 from .verification import read_segments
 
 
@@ -35,7 +39,8 @@ class HeatPiece:
     Attributes:
         text: The characters.
         kind: `CERTAIN` comes back in free running too; `AFTER_ERROR` is right if all before it is, and something is
-            not; `CLOSE` is right by less than `CLOSE_MARGIN`; `WRONG` is another token.
+            not; `CLOSE` is right by less than `CLOSE_MARGIN`; `WRONG` is another token, or a character that
+            the tokenizer does not keep.
     """
 
     text: str
@@ -56,17 +61,19 @@ def heat_segments(
         ValueError: If the context has no margins or the text is another one.
     """
     for index, segment in enumerate(read_segments(context, TextReader(source), processor)):
+        lost = lost_characters(decode_tokens(processor, segment.token_ids), segment.text)
         margins = context.segment_margins(index)
-        fidelity = SegmentFidelity.from_margins(margins)
-        _, offsets = encode_plain(processor.tokenizer, segment.text)
+        fidelity = SegmentFidelity.from_margins(margins, len(lost))
+        _, offsets = read_segment(processor.reader, segment.text)
         text = segment.text.encode("utf-8", "replace").decode()
-        pieces: list[HeatPiece] = []
+        kinds = [CERTAIN] * len(text)
         for start, end, token, margin in character_spans(offsets, margins.tolist(), len(text)):
             kind = heat_kind(margin, fidelity.first_error is not None and token > fidelity.first_error)
-            if pieces and pieces[-1].kind == kind:
-                pieces[-1] = HeatPiece(pieces[-1].text + text[start:end], kind)
-            else:
-                pieces.append(HeatPiece(text[start:end], kind))
+            kinds[start:end] = [kind] * (end - start)
+        for place in lost:
+            kinds[place] = WRONG
+        runs = groupby(zip(kinds, text), key=itemgetter(0))
+        pieces = [HeatPiece("".join(char for _, char in run), kind) for kind, run in runs]
         yield fidelity, pieces
 
 

@@ -24,6 +24,8 @@ CORRECTIONS, STORED, DEFLATED = 0, 1, 2
 # Bytes that must agree for two texts to count as being in step again, and how far apart that may happen.
 _RESYNC_LENGTH = 6
 _RESYNC_REACH = 48
+# How far apart characters of two texts may be to count as the same.
+_CHARACTER_REACH = 16
 
 
 @dataclass(frozen=True)
@@ -74,28 +76,33 @@ class Residual:
         return bytes(out)
 
     @classmethod
-    def decode(cls, record: bytes) -> Residual:
+    def decode(cls, record: bytes, num_tokens: int, num_bytes: int) -> Residual:
         """Read a record back.
 
+        Args:
+            record: What [`encode`] gave.
+            num_tokens: Tokens of the segment; corrections lie within.
+            num_bytes: Bytes of the segment; stored ones are as many.
+
         Raises:
-            ValueError: If `record` is not one, whole and with nothing behind it.
+            ValueError: If `record` is not one of such a segment, whole and with nothing behind it.
         """
         if not record:
             return cls()
         kind = record[0]
-        if kind == STORED:
-            return cls(stored=record[1:])
-        if kind == DEFLATED:
-            try:
-                return cls(stored=zlib.decompress(record[1:]))
-            except zlib.error as error:
-                raise ValueError(f"`record` holds a broken zlib stream: {error}.") from error
+        if kind in (STORED, DEFLATED):
+            stored = record[1:] if kind == STORED else _inflate(record[1:], num_bytes)
+            if len(stored) != num_bytes:
+                raise ValueError(f"`record` stores other than the {num_bytes} bytes of its segment.")
+            return cls(stored=stored)
         if kind != CORRECTIONS:
             raise ValueError(f"`record` must start with a kind byte 0, 1 or 2, got {kind}.")
         reader = _Reader(record, 1)
         corrections, expected = [], 0
         for _ in range(reader.varint()):
             position = expected + reader.varint()
+            if position >= num_tokens:
+                raise ValueError(f"`record` corrects token {position} of a segment of {num_tokens}.")
             corrections.append((position, reader.varint()))
             expected = position + 1
         edits = []
@@ -116,7 +123,7 @@ def find_edits(decoded: bytes, wanted: bytes) -> tuple[Edit, ...] | None:
         i, j, copied = i + same, j + same, copied + same
         if i == len(decoded) and j == len(wanted):
             return tuple(edits)
-        step = _resync(decoded, wanted, i, j)
+        step = _resync(decoded, wanted, i, j, _RESYNC_LENGTH, _RESYNC_REACH)
         if step is None:
             return None
         drop, size = step
@@ -142,7 +149,21 @@ def apply_edits(decoded: bytes, edits: Sequence[Edit]) -> bytes:
     return bytes(out + decoded[position:])
 
 
-def _common_prefix(a: bytes, b: bytes, i: int, j: int) -> int:
+def lost_characters(decoded: str, wanted: str) -> list[int]:
+    """Positions of `wanted` whose characters are not in `decoded`: at each difference the nearest way to go on."""
+    lost: list[int] = []
+    i = j = 0
+    while True:
+        same = _common_prefix(decoded, wanted, i, j)
+        i, j = i + same, j + same
+        if i == len(decoded) and j == len(wanted):
+            return lost
+        drop, size = _resync(decoded, wanted, i, j, 1, _CHARACTER_REACH) or (1, 1)
+        lost += range(j, min(j + size, len(wanted)))
+        i, j = min(i + drop, len(decoded)), min(j + size, len(wanted))
+
+
+def _common_prefix(a: bytes | str, b: bytes | str, i: int, j: int) -> int:
     length, size = 0, 4096
     while size:
         while a[i + length : i + length + size] == b[j + length : j + length + size]:
@@ -154,18 +175,30 @@ def _common_prefix(a: bytes, b: bytes, i: int, j: int) -> int:
     return length
 
 
-def _resync(a: bytes, b: bytes, i: int, j: int) -> tuple[int, int] | None:
-    """Fewest bytes (dropped from `a`, inserted from `b`) after which both agree for a while or end together."""
-    for total in range(1, 2 * _RESYNC_REACH + 1):
-        for drop in range(max(0, total - _RESYNC_REACH), min(total, _RESYNC_REACH) + 1):
+def _resync(a: bytes | str, b: bytes | str, i: int, j: int, length: int, reach: int) -> tuple[int, int] | None:
+    """Least (to drop from `a`, to insert from `b`) after which both agree for `length` or end together."""
+    for total in range(1, 2 * reach + 1):
+        for drop in range(max(0, total - reach), min(total, reach) + 1):
             x, y = i + drop, j + total - drop
             if x > len(a) or y > len(b):
                 continue
-            left, right = a[x : x + _RESYNC_LENGTH], b[y : y + _RESYNC_LENGTH]
+            left, right = a[x : x + length], b[y : y + length]
             at_end = x + len(left) == len(a) and y + len(right) == len(b)
-            if left == right and (len(left) == _RESYNC_LENGTH or at_end):
+            if left == right and (len(left) == length or at_end):
                 return drop, total - drop
     return None
+
+
+def _inflate(stream: bytes, size: int) -> bytes:
+    """What a zlib stream holds, a byte more than `size` at most: one of a megabyte can claim a gigabyte."""
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(stream, size + 1)
+    except (zlib.error, OverflowError) as error:
+        raise ValueError(f"`record` holds a broken zlib stream: {error}.") from error
+    if len(data) <= size and not (inflater.eof and not inflater.unused_data):
+        raise ValueError("`record` holds a broken zlib stream: it is cut short or goes on behind its end.")
+    return data
 
 
 def _write_varint(out: bytearray, value: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from tqdm import tqdm
@@ -11,7 +12,6 @@ from transformers import LogitsProcessorList, PreTrainedModel, ProcessorMixin
 from .decoding import ForcedTokens, generate_in_stretches
 from .fingerprints import restoring_prompt_ids
 from .guessing import FIRST_BLOCK, guess_in_blocks, has_full_attention
-from .segmentation import encode_plain
 
 
 # Tokens guessed at a step from what the text has said before, where one text is restored alone: the checked guesses
@@ -190,10 +190,17 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]
     Raises:
         ValueError: If `batch_size` is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    check_at_least_1("batch_size", batch_size)
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def check_at_least_1(name: str, value: object) -> None:
+    """Raise ValueError or TypeError unless the argument called `name` is a number of things."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an int of at least 1, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def generation_budget(num_tokens: int) -> int:
@@ -228,14 +235,17 @@ def restore_texts(
         What came back, in the order of `texts`, not stripped.
 
     Raises:
-        ValueError: If `batch_size` is not positive, the model has no stop token, or a text is longer than the
-            encoder has positions for.
-        TypeError: If `texts` is a single string.
+        ValueError: If `batch_size` or `max_new_tokens` is not positive, the model has no stop token, or a text is
+            longer than the encoder has positions for.
+        TypeError: If `texts` is a single string, or one of the two is no int.
     """
     if isinstance(texts, str):
         raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
+    check_at_least_1("batch_size", batch_size)
+    if max_new_tokens is not None:
+        check_at_least_1("max_new_tokens", max_new_tokens)
     texts = list(texts)
-    sequences = [encode_plain(processor.encoder_tokenizer, text)[0] for text in texts]
+    sequences = [ids for ids, _ in processor.encoder_reader.read_plain(texts)]
     longest = max(map(len, sequences), default=0)
     if longest > context_room(model):
         raise ValueError(
@@ -244,7 +254,7 @@ def restore_texts(
         )
     lengths = [len(sequence) for sequence in sequences]
     if processor.encoder_tokenizer is not processor.tokenizer:
-        lengths = [len(encode_plain(processor.tokenizer, text)[0]) for text in texts]
+        lengths = [len(ids) for ids, _ in processor.reader.read_plain(texts)]
     wanted = [index for index, sequence in enumerate(sequences) if sequence]
     restored = [""] * len(texts)
     restorer = Restorer(model, processor)

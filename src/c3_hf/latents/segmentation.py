@@ -20,6 +20,8 @@ from typing import IO
 
 from transformers import PreTrainedTokenizerBase
 
+from ..modeling.prompt_c3 import TokenReader, as_reader
+
 
 # NFC can expand one character to three of four bytes (U+1D160), each byte a token of its own in the worst vocabulary.
 MIN_SEGMENT_LENGTH = 16
@@ -64,17 +66,9 @@ class Segment:
         return hashlib.sha256(self.data).digest()
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and character offsets of `text`, with special strings read as ordinary text."""
-    encoding = tokenizer(
-        _ESCAPED_BYTE.sub("\ufffd", text),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    return encoding["input_ids"], encoding["offset_mapping"]
+def read_segment(reader: TokenReader, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and character offsets of a segment's text: a byte that is not UTF-8 is read as U+FFFD."""
+    return reader.read_plain([_ESCAPED_BYTE.sub("\ufffd", text)])[0]
 
 
 def iter_text(source: Source) -> Iterator[str]:
@@ -156,13 +150,14 @@ class TextReader:
 
 
 def iter_segments(
-    source: Source | TextReader, tokenizer: PreTrainedTokenizerBase, segment_length: int
+    source: Source | TextReader, tokenizer: PreTrainedTokenizerBase | TokenReader, segment_length: int
 ) -> Iterator[Segment]:
     """Cut `source` into segments of at most `segment_length` tokens, filled at least to half where text follows.
 
     Args:
         source: See [`iter_text`], or a reader that is already under way.
-        tokenizer: The encoder's, a fast one (its character offsets are needed). The ids are its ids.
+        tokenizer: The encoder's, a fast one (its character offsets are needed), or its reader, which saves a copy of
+            it. The ids are its ids.
         segment_length: Most tokens of a segment, at least 16.
 
     Raises:
@@ -173,18 +168,19 @@ def iter_segments(
             f"`segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens (one character can take 12), "
             f"got {segment_length}."
         )
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, TokenReader) and not tokenizer.is_fast:
         raise ValueError(
             f"`tokenizer` must be a fast tokenizer, which knows character offsets, got {type(tokenizer).__name__}."
         )
     reader = source if isinstance(source, TextReader) else TextReader(source)
-    while window := _token_window(reader, tokenizer, segment_length):
-        text, token_ids = _first_segment(*window, tokenizer, segment_length)
+    tokens = as_reader(tokenizer)
+    while window := _token_window(reader, tokens, segment_length):
+        text, token_ids = _first_segment(*window, tokens, segment_length)
         yield Segment(reader.take(len(text)), tuple(token_ids), tuple(token_ids))
 
 
 def _token_window(
-    reader: TextReader, tokenizer: PreTrainedTokenizerBase, segment_length: int
+    reader: TextReader, tokens: TokenReader, segment_length: int
 ) -> tuple[str, list[int], list[tuple[int, int]]] | None:
     """Text ahead with more than `segment_length` tokens, or all that is left, with its ids and offsets."""
     size = 3 * segment_length
@@ -192,7 +188,7 @@ def _token_window(
         text = reader.peek(size)
         if not text:
             return None
-        token_ids, offsets = encode_plain(tokenizer, text)
+        token_ids, offsets = read_segment(tokens, text)
         if len(text) < size or len(token_ids) > segment_length + 8:
             return text, token_ids, offsets
         size *= 2
@@ -202,7 +198,7 @@ def _first_segment(
     text: str,
     token_ids: list[int],
     offsets: list[tuple[int, int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokens: TokenReader,
     segment_length: int,
 ) -> tuple[str, list[int]]:
     """The longest well-cut start of `text` that has at most `segment_length` tokens when tokenised by itself."""
@@ -212,7 +208,7 @@ def _first_segment(
     while True:
         limit = max(1, min(offsets[budget][0], limit))
         cut = find_cut(text, limit)
-        token_ids, _ = encode_plain(tokenizer, text[:cut])
+        token_ids, _ = read_segment(tokens, text[:cut])
         excess = len(token_ids) - segment_length
         if excess <= 0:
             return text[:cut], token_ids

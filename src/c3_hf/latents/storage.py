@@ -6,16 +6,19 @@ is [`CompressedContext`]'s business; how they lie in the file, and how damage is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from .output import atomic_file
 
 
 FORMAT = "c3-context"
@@ -23,9 +26,9 @@ FORMAT_VERSION = 1
 
 # Tensors in the order of the file: wide numbers first, so that each starts at a multiple of its item size.
 OFFSETS = ("char_offsets", "byte_offsets", "token_offsets")
-OPTIONAL = ("residual_offsets", "latent_scales", "margins", "residual")
+OPTIONAL = ("residual_offsets", "lost_characters", "latent_scales", "margins", "residual")
 # Small, read whole and covered by the checksum in the header; the rest is mapped and covered by `checksums`.
-INDEX = (*OFFSETS, "residual_offsets", "checksums")
+INDEX = (*OFFSETS, "residual_offsets", "lost_characters", "checksums")
 ORDER = (*INDEX, "latent_scales", "latents", "margins", "digests", "residual")
 _DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(INDEX, (torch.int64,)),
@@ -35,6 +38,8 @@ _DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     "digests": (torch.uint8,),
     "residual": (torch.uint8,),
 }
+_DIMENSIONS = {"latents": 3, "latent_scales": 2, "digests": 2}
+_LARGEST_SIZE = 1 << 40
 _NAMES = {
     torch.int64: "I64",
     torch.float32: "F32",
@@ -66,22 +71,14 @@ def write_file(path: str | os.PathLike, header: dict[str, Any], pieces: Callable
     """
     index, shapes = _join_index(pieces())
     metadata = _metadata(header, index)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_safetensors_header(metadata, shapes))
-            for name in shapes:
-                if name in index:
-                    file.write(tensor_bytes(index[name]))
-                else:
-                    for piece in pieces():
-                        file.write(tensor_bytes(piece[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(_safetensors_header(metadata, shapes))
+        for name in shapes:
+            if name in index:
+                file.write(tensor_bytes(index[name]))
+            else:
+                for piece in pieces():
+                    file.write(tensor_bytes(piece[name]))
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -91,9 +88,12 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
         ValueError: If the file is truncated, damaged, of a later version or not a compressed context at all.
     """
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        with _readable_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            declared = {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
+            check_declared(metadata, declared, str(path))
+            tensors = {name: file.get_tensor(name) for name in declared}
     except SafetensorError as error:
         raise ValueError(
             f"`path`: {path} is no whole safetensors file ({error}); expected a compressed context written by "
@@ -102,10 +102,26 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
     return parse(metadata, tensors, str(path))
 
 
-def parse(
-    metadata: Mapping[str, str], tensors: dict[str, torch.Tensor], name: str
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Check what a file (or a record of a journal) holds, and give its header and tensors.
+@contextlib.contextmanager
+def _readable_name(path: str | os.PathLike) -> Iterator[str]:
+    """A name that safetensors opens `path` by: where its own is not UTF-8, that of a link which goes again."""
+    name = os.fsdecode(path)
+    if name.encode("utf-8", "replace") == os.fsencode(path):
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "context")
+        os.symlink(os.path.abspath(path), link)
+        yield link
+
+
+def check_declared(metadata: Mapping[str, str], declared: Mapping[str, tuple[str, list[int]]], name: str) -> None:
+    """Check what a file (or a record of a journal) says it holds, before any of it is read.
+
+    Args:
+        metadata: The metadata entries.
+        declared: Dtype, as safetensors calls it, and shape of each tensor.
+        name: The file, for messages.
 
     Raises:
         ValueError: See [`read_file`].
@@ -120,11 +136,62 @@ def parse(
         raise ValueError(
             f"`path`: {name} has format version {version!r}, this reader knows {FORMAT_VERSION}. Update c3_hf."
         )
-    _check_tensors(tensors, name)
+    unknown = sorted(set(declared) - set(ORDER))
+    missing = [key for key in ORDER if key not in declared and key not in OPTIONAL]
+    if unknown or missing:
+        raise ValueError(f"`path`: {name} is damaged: it lacks tensors {missing} or has unknown ones {unknown}.")
+    known = {kind: dtype for dtype, kind in _NAMES.items()}
+    for key, (kind, shape) in declared.items():
+        if known.get(kind) not in _DTYPES[key]:
+            raise ValueError(
+                f"`path`: tensor `{key}` of {name} has dtype {known.get(kind, kind)}: the file is damaged."
+            )
+        dimensions = _DIMENSIONS.get(key, 1)
+        if len(shape) != dimensions:
+            raise ValueError(
+                f"`path`: {name} contradicts itself (`{key}` has {len(shape)} dimensions instead of {dimensions}): it "
+                "is damaged."
+            )
+        # A shape without elements costs no bytes, so that it can claim anything.
+        if max(shape) > _LARGEST_SIZE:
+            raise ValueError(f"`path`: tensor `{key}` of {name} has the shape {shape}: the file is damaged.")
+
+
+def parse(
+    metadata: Mapping[str, str], tensors: dict[str, torch.Tensor], name: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Check that what has passed [`check_declared`] fits together, and give header and tensors.
+
+    Raises:
+        ValueError: See [`read_file`].
+    """
+    for reason in _contradictions(tensors):
+        raise ValueError(f"`path`: {name} contradicts itself ({reason}): it is damaged.")
     index = {key: tensors[key] for key in INDEX if key in tensors}
-    if metadata.get("crc32") != _index_checksum(metadata.get("context", ""), index):
+    context = metadata.get("context", "")
+    if metadata.get("crc32") != _index_checksum(context, index):
         raise ValueError(f"`path`: the header of {name} is damaged (its checksum differs). Compress the text again.")
-    return json.loads(metadata["context"]), tensors
+    # Files of c3_hf 0.1 do not say.
+    tensors.setdefault("lost_characters", torch.full((len(tensors["latents"]),), -1))
+    return read_header(context, name), tensors
+
+
+def read_header(text: str | bytes, name: str) -> dict[str, Any]:
+    """A header as JSON holds it, of a file or journal called `name`.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`path`: the header `context` of {name} is no JSON ({error}): it is damaged.") from error
+    if not isinstance(header, dict):
+        raise ValueError(
+            f"`path`: the header `context` of {name} is a JSON {type(header).__name__}, expected an object: it is "
+            "damaged."
+        )
+    return header
 
 
 def segment_checksums(tensors: Tensors) -> torch.Tensor:
@@ -218,40 +285,43 @@ def _safetensors_header(metadata: dict[str, str], shapes: dict[str, tuple[str, l
     return struct.pack("<Q", len(text)) + text
 
 
-def _check_tensors(tensors: Tensors, name: str) -> None:
-    """Refuse tensors that are missing, unknown, of another type, or do not fit together."""
-    unknown = sorted(set(tensors) - set(ORDER))
-    missing = [key for key in ORDER if key not in tensors and key not in OPTIONAL]
-    if unknown or missing:
-        raise ValueError(f"`path`: {name} is damaged: it lacks tensors {missing} or has unknown ones {unknown}.")
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES[key]:
-            raise ValueError(f"`path`: tensor `{key}` of {name} has dtype {tensor.dtype}: the file is damaged.")
-    for reason in _contradictions(tensors):
-        raise ValueError(f"`path`: {name} contradicts itself ({reason}): it is damaged.")
-
-
 def _contradictions(tensors: Tensors) -> Iterator[str]:
+    """Reasons why tensors cannot belong to one context; the first one is reliable."""
     latents = tensors["latents"]
-    if latents.dim() != 3:
-        yield f"`latents` has {latents.dim()} dimensions instead of 3"
-        return
     count = len(latents)
-    lengths = {**dict.fromkeys(OFFSETS, count + 1), "checksums": count, "digests": count, "latent_scales": count}
-    lengths["residual_offsets"] = count + 1
+    lengths = dict.fromkeys((*OFFSETS, "residual_offsets"), count + 1)
+    lengths |= dict.fromkeys(("lost_characters", "checksums", "digests", "latent_scales"), count)
     for key, length in lengths.items():
         if key in tensors and len(tensors[key]) != length:
             yield f"`{key}` has {len(tensors[key])} rows for {count} segments"
             return
+    for key, width in (("digests", 32), ("latent_scales", latents.shape[1])):
+        if key in tensors and tensors[key].shape[1] != width:
+            yield f"`{key}` has rows of {tensors[key].shape[1]} instead of {width}"
     if ("latent_scales" in tensors) != (latents.dtype == torch.int8):
         yield "`latent_scales` goes with int8 latents and with nothing else"
     if ("residual" in tensors) != ("residual_offsets" in tensors):
         yield "`residual` and `residual_offsets` come together"
         return
-    if any((tensors[key].diff() < 0).any() for key in (*OFFSETS, "residual_offsets") if key in tensors):
-        yield "offsets go backwards"
+    for key in (*OFFSETS, "residual_offsets"):
+        # Differences of numbers from 0 up do not overflow.
+        if key in tensors and (int(tensors[key][0]) < 0 or (tensors[key].diff() < 0).any()):
+            yield f"offsets go backwards in `{key}`"
+            return
+    chars, sizes = tensors["char_offsets"].diff(), tensors["byte_offsets"].diff()
+    if (sizes < chars).any() or (sizes // 4 > chars).any():
+        yield "`byte_offsets` are not 1 to 4 bytes for each character of `char_offsets`"
+    if "lost_characters" in tensors and not _within(tensors["lost_characters"], -1, chars):
+        yield "`lost_characters` are more than the characters of `char_offsets`"
     tokens = int(tensors["token_offsets"][-1] - tensors["token_offsets"][0])
     if "margins" in tensors and len(tensors["margins"]) != tokens + count:
         yield f"`margins` has {len(tensors['margins'])} entries for {tokens} tokens in {count} segments"
-    if "residual" in tensors and len(tensors["residual"]) != int(tensors["residual_offsets"][-1]):
-        yield f"`residual` has {len(tensors['residual'])} bytes, its offsets end elsewhere"
+    if "residual" in tensors:
+        if int(tensors["residual_offsets"][0]) != 0:
+            yield f"`residual_offsets` start at {int(tensors['residual_offsets'][0])} instead of 0"
+        if len(tensors["residual"]) != int(tensors["residual_offsets"][-1]):
+            yield f"`residual` has {len(tensors['residual'])} bytes, its offsets end elsewhere"
+
+
+def _within(values: torch.Tensor, low: int, high: torch.Tensor) -> bool:
+    return bool(((values >= low) & (values <= high)).all())

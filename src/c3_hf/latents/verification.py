@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from .context import CompressedContext
 from .fidelity import to_margin_dtype
 from .fingerprints import check_processor
-from .restoring import Restorer, batches_by_length
-from .segmentation import Segment, Source, TextReader, encode_plain
+from .residual import lost_characters
+from .restoring import Restorer, batches_by_length, check_at_least_1, decode_tokens
+from .segmentation import Segment, Source, TextReader, read_segment
 
 
 # Rows of logits computed at a time: 256 of the released vocabulary are 155 MB in float32.
@@ -63,6 +65,13 @@ def _margins(logits: torch.Tensor, targets: torch.Tensor, restorer: Restorer) ->
     return logits.masked_fill(~right, -torch.inf).amax(1) - logits.masked_fill(right, -torch.inf).amax(1)
 
 
+def count_lost(processor: ProcessorMixin, segments: Sequence[Segment]) -> torch.Tensor:
+    """Characters of each segment that decoding its own tokens does not give, `(num_segments,)` int64."""
+    decoded = [decode_tokens(processor, segment.token_ids) for segment in segments]
+    counts = [len(lost_characters(text, segment.text)) for text, segment in zip(decoded, segments)]
+    return torch.tensor(counts, dtype=torch.int64)
+
+
 def verify(
     context: CompressedContext,
     source: Source,
@@ -88,7 +97,8 @@ def verify(
     Raises:
         ValueError: If the model, the processor or the text is another one than the context was made from.
     """
-    check_processor(context.header.tokenizer, processor)
+    check_at_least_1("batch_size", batch_size)
+    check_processor(context.header.tokenizer, processor, context.name)
     latents = context.context_latents(model)[0]
     segments = read_segments(context, TextReader(source), processor)
     restorer = Restorer(model, processor)
@@ -99,29 +109,33 @@ def verify(
         for index, values in zip(group, measure_margins(restorer, latents[group].unsqueeze(1), sequences)):
             margins[index] = values
     joined = to_margin_dtype(torch.cat([torch.empty(0), *margins]))
-    return dataclasses.replace(context, margins=joined, checksums=None)
+    lost = count_lost(processor, segments)
+    return dataclasses.replace(context, margins=joined, lost_characters=lost, checksums=None)
 
 
 def read_segments(context: CompressedContext, reader: TextReader, processor: ProcessorMixin) -> list[Segment]:
     """The segments of `context`, read from the text it was made from.
 
     Raises:
-        ValueError: If the text differs from the one that was compressed.
+        ValueError: If the text differs from the one that was compressed, or the segments are not all of it.
     """
     segments = []
+    whole = hashlib.sha256()
     for index, length in enumerate(context.char_offsets.diff().tolist()):
         text = reader.take(length)
-        segment = Segment(text, tuple(encode_plain(processor.tokenizer, text)[0]))
+        segment = Segment(text, tuple(read_segment(processor.reader, text)[0]))
         if segment.digest != bytes(context.digests[index].tolist()):
             raise ValueError(
-                f"`source` differs from the text that was compressed, in segment {index} (characters "
+                f"`source` differs from the text that was compressed, in {context.place(index)} (characters "
                 f"{int(context.char_offsets[index]):,} to {int(context.char_offsets[index + 1]):,}). Give the same "
                 "text, or compress this one."
             )
+        whole.update(segment.data)
         segments.append(segment)
     if reader.peek(1):
         raise ValueError(
-            f"`source` goes on behind the {len(segments)} segments of this context, which ends at character "
+            f"`source` goes on behind the {len(segments)} segments of {context.name}, which ends at character "
             f"{int(context.char_offsets[-1]):,}. Give the same text, or append the rest."
         )
+    context.check_whole(whole.hexdigest())
     return segments

@@ -89,7 +89,7 @@ class C3Config(PretrainedConfig):
             here is written to `text_config` too, because transformers 4.57 reads it there and 5.x reads it here.
         base_models (`list[str]`, *optional*):
             Hub ids of the models the two halves were made from, for the model card.
-        license (`str`, defaults to `"apache-2.0"`):
+        license (`str`, *optional*):
             Hub licence id of the weights, for the model card.
 
     Raises:
@@ -129,7 +129,7 @@ class C3Config(PretrainedConfig):
         initializer_range: float = 0.02,
         tie_word_embeddings: Optional[bool] = None,
         base_models: Optional[list[str]] = None,
-        license: str = "apache-2.0",
+        license: Optional[str] = None,
         **kwargs,
     ):
         self.text_config = _build_sub_config("text_config", text_config, RELEASED_TEXT_CONFIG)
@@ -154,10 +154,12 @@ class C3Config(PretrainedConfig):
         self.text_config.tie_word_embeddings = tie_word_embeddings
         self._check_lengths()
         self._check_token_ids()
-        # Saving a model writes the auto class it was registered for, one only; generate() must be reachable through
-        # plain AutoModel too.
-        kwargs["auto_map"] = {"AutoModel": "modeling_c3.C3ForConditionalGeneration", **(kwargs.get("auto_map") or {})}
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def longest_segment(self) -> int:
+        """Most tokens of a context: `segment_length`, or where it is `None` 20 for each latent."""
+        return 20 * self.num_latents if self.segment_length is None else self.segment_length
 
     def _check_lengths(self):
         if not _is_positive_int(self.num_latents):
@@ -169,7 +171,6 @@ class C3Config(PretrainedConfig):
                 f"`segment_length` must be a positive int or None, got {self.segment_length!r}. None means 20 tokens "
                 "for each latent."
             )
-
         if self.latent_stride is not None and not _is_positive_int(self.latent_stride):
             raise ValueError(
                 f"`latent_stride` must be a positive int or None, got {self.latent_stride!r}. None is the original's "

@@ -1,5 +1,5 @@
 # Copyright 2026 The c3_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checks on the context arguments of a C3 model, and contexts written in line in `input_ids`.
+"""The gate of a C3 model: checks on its context arguments, and contexts written in line.
 
 Everything here works on tensors and a `C3Config`; nothing needs the model. One of the remote-code files of every C3
 repository on the Hub.
@@ -47,21 +47,100 @@ def resolve_latents(context_latents, model):
     return latents if latents.shape[1] else None
 
 
-def check_context_shapes(context_input_ids, context_attention_mask):
+@dataclass
+class Contexts:
     """
-    Bring context ids and mask to three dimensions.
+    The contexts of a call, checked: either `input_ids` or `latents`, the other is `None`.
+
+    input_ids (`torch.LongTensor` of shape `(batch_size or 1, num_contexts, context_length)`, *optional*).
+    attention_mask (`torch.Tensor` of the same shape, *optional*): 1 at text, 0 at padding.
+    latents (`torch.FloatTensor` of shape `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`,
+        *optional*).
+    strides (`torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*): tokens that a latent of each
+        context stands for; `None` for a model without a stride.
+    """
+
+    input_ids: Optional[torch.LongTensor]
+    attention_mask: Optional[torch.Tensor]
+    latents: Optional[torch.FloatTensor]
+    strides: Optional[torch.LongTensor]
+
+    @property
+    def shape(self):
+        """`(batch_size or 1, num_contexts)`."""
+        return tuple((self.latents if self.input_ids is None else self.input_ids).shape[:2])
+
+
+def check_contexts(
+    config,
+    context_input_ids=None,
+    context_attention_mask=None,
+    context_latents=None,
+    context_strides=None,
+    placeholder_mask=None,
+    prompt_ids=None,
+) -> Contexts:
+    """
+    The gate of the model: every check of contexts, and of the prompts' room for them, once a call.
+
+    What depends on values is asked of the device together, in one transfer. Under `torch.compile` only shapes are
+    checked.
 
     Args:
-        context_input_ids (`torch.LongTensor` of shape `(batch_size, num_contexts, context_length)` or
-            `(batch_size, context_length)`).
+        config (`C3Config`).
+        context_input_ids (`torch.LongTensor` of shape `(batch_size or 1, num_contexts, context_length)` or
+            `(batch_size or 1, context_length)`, *optional*).
         context_attention_mask (`torch.Tensor` of the same shape, *optional*).
-
-    Returns:
-        Both with shape `(batch_size, num_contexts, context_length)`; the mask stays `None` if it was.
+        context_latents (`torch.FloatTensor` of shape
+            `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`, *optional*).
+        context_strides (`int`, `list` or `torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*):
+            `None` means `config.latent_stride` for every context.
+        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`, *optional*): True at the
+            prompts' placeholders. Without it contexts are checked by themselves. More than the contexts need are
+            allowed, because prompt-lookup decoding copies them.
+        prompt_ids (`torch.LongTensor` of the same shape, *optional*): for the markers around placeholders. A row that
+            holds no context may have markers anywhere.
 
     Raises:
-        ValueError: if the ids have another number of dimensions, no context at all, or another shape than the mask.
+        TypeError: if the latents are no tensor.
+        ValueError: if not exactly one of contexts and latents is given, shapes or batch sizes do not fit, a context
+            holds the marker that the original appended to it, strides do not fit, or a row has fewer placeholders
+            than its contexts need or a marker outside a whole block.
     """
+    if context_input_ids is not None and context_latents is not None:
+        raise ValueError(
+            "`context_input_ids` and `context_latents` exclude each other: latents stand for contexts that are "
+            "compressed already. Give one of them."
+        )
+    if context_input_ids is None and context_latents is None:
+        name = "context_strides" if context_attention_mask is None else "context_attention_mask"
+        raise ValueError(f"`{name}` was given without `context_input_ids`.")
+    if context_latents is None:
+        context_input_ids, context_attention_mask = _with_slots(context_input_ids, context_attention_mask)
+    elif context_attention_mask is not None:
+        raise ValueError("`context_attention_mask` was given without `context_input_ids`.")
+    else:
+        _check_latents(config, context_latents)
+    contexts = Contexts(context_input_ids, context_attention_mask, context_latents, None)
+    if placeholder_mask is not None and contexts.shape[0] not in (1, placeholder_mask.shape[0]):
+        name = "context_input_ids" if context_latents is None else "context_latents"
+        raise ValueError(
+            f"`{name}` has batch size {contexts.shape[0]} for {placeholder_mask.shape[0]} prompts. Give one row a "
+            "prompt, or a single row for all."
+        )
+    num_rows, num_contexts = contexts.shape
+    if context_latents is not None and placeholder_mask is not None:
+        # One row of latents may serve prompts that give strides of their own.
+        num_rows = placeholder_mask.shape[0]
+    device = (context_input_ids if context_latents is None else context_latents).device
+    contexts.strides = resolve_strides(config, context_strides, num_rows, num_contexts, device)
+    if not torch.compiler.is_compiling():
+        _check_values(config, contexts, placeholder_mask, prompt_ids)
+    return contexts
+
+
+def _with_slots(context_input_ids, context_attention_mask):
+    """Context ids and mask with three dimensions."""
     shape = tuple(context_input_ids.shape)
     if len(shape) not in (2, 3):
         raise ValueError(
@@ -83,204 +162,25 @@ def check_context_shapes(context_input_ids, context_attention_mask):
     return context_input_ids, context_attention_mask
 
 
-def check_context_arguments(config, batch_size, context_input_ids, context_attention_mask, context_latents):
-    """
-    Check that contexts and latents exclude each other and fit the batch and the model.
-
-    Args:
-        config (`C3Config`).
-        batch_size (`int`): number of prompts.
-        context_input_ids, context_attention_mask: see [`check_context_shapes`]; *optional*.
-        context_latents (`torch.FloatTensor` of shape
-            `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`, *optional*).
-
-    Raises:
-        TypeError: if the latents are no tensor.
-        ValueError: if the batch is empty, both contexts and latents are given, a mask comes without ids, batch sizes
-            differ (a batch of one context serves every prompt), or the latents have the wrong shape.
-    """
-    if batch_size == 0:
-        raise ValueError("the batch is empty: `input_ids` (or `inputs_embeds`) must have at least one row.")
-    if context_input_ids is not None and context_latents is not None:
-        raise ValueError(
-            "`context_input_ids` and `context_latents` exclude each other: latents stand for contexts that are "
-            "compressed already. Give one of them."
+def _check_latents(config, context_latents):
+    if not isinstance(context_latents, torch.Tensor):
+        raise TypeError(
+            f"`context_latents` of the model without its head must be a tensor, got {type(context_latents).__name__}. "
+            "Call its method `context_latents(model)` with the whole model."
         )
-    if context_input_ids is None and context_attention_mask is not None:
-        raise ValueError("`context_attention_mask` was given without `context_input_ids`.")
-    if context_input_ids is not None:
-        context_input_ids, _ = check_context_shapes(context_input_ids, context_attention_mask)
-        _check_batch("context_input_ids", context_input_ids.shape[0], batch_size)
-    if context_latents is not None:
-        if not isinstance(context_latents, torch.Tensor):
-            raise TypeError(
-                f"`context_latents` of the model without its head must be a tensor, got "
-                f"{type(context_latents).__name__}. Call its method `context_latents(model)` with the whole model."
-            )
-        expected = (config.num_latents, config.text_config.hidden_size)
-        shape = tuple(context_latents.shape)
-        if len(shape) != 4 or shape[2:] != expected or shape[1] == 0:
-            raise ValueError(
-                f"`context_latents` must have shape (batch_size, num_contexts, {expected[0]}, {expected[1]}), "
-                f"(…, num_latents, text hidden size) of this model, got {shape}. Latents from before the projector "
-                "must go through `model.model.projector` first."
-            )
-        _check_batch("context_latents", shape[0], batch_size)
-
-
-def _check_batch(name, got, batch_size):
-    if got not in (1, batch_size):
+    expected = (config.num_latents, config.text_config.hidden_size)
+    shape = tuple(context_latents.shape)
+    if len(shape) != 4 or shape[2:] != expected or shape[1] == 0:
         raise ValueError(
-            f"`{name}` has batch size {got} for {batch_size} prompts. Give one row a prompt, or a single row for all."
+            f"`context_latents` must have shape (batch_size, num_contexts, {expected[0]}, {expected[1]}), "
+            f"(…, num_latents, text hidden size) of this model, got {shape}. Latents from before the projector "
+            "must go through `model.model.projector` first."
         )
-
-
-def required_latents(config, context_input_ids=None, context_attention_mask=None, context_latents=None):
-    """
-    How many placeholders each row must have so that no context is lost.
-
-    Ragged batches are padded at their end: a slot of padding only (mask all 0, or latents all 0) behind the last used
-    slot of its row needs no placeholders.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size or 1,)`, in placeholders.
-    """
-    if context_latents is not None:
-        used = (context_latents != 0).flatten(2).any(dim=-1)
-    elif context_attention_mask is None:
-        context_input_ids, _ = check_context_shapes(context_input_ids, None)
-        used = torch.ones(context_input_ids.shape[:2], dtype=torch.bool, device=context_input_ids.device)
-    else:
-        _, mask = check_context_shapes(context_input_ids, context_attention_mask)
-        used = mask.bool().any(dim=-1)
-    slots = torch.arange(1, used.shape[1] + 1, device=used.device)
-    return (used * slots).amax(dim=-1) * config.num_latents
-
-
-def check_placeholders(placeholder_mask, required):
-    """
-    Raise if a row has fewer placeholders than its contexts need.
-
-    Surplus placeholders are allowed: they keep their own embedding, because prompt-lookup decoding copies them.
-    Under `torch.compile` nothing is checked, since the answer depends on data.
-
-    Args:
-        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`).
-        required (`torch.LongTensor` of shape `(batch_size or 1,)`).
-
-    Raises:
-        ValueError: naming the first row that falls short, what it has and what it needs.
-    """
-    if torch.compiler.is_compiling():
-        return
-    counts = placeholder_mask.sum(dim=-1)
-    short = (counts < required.to(counts.device)).nonzero().flatten().tolist()
-    if short:
-        row = short[0]
-        needed = required.expand(counts.shape[0])[row].item()
-        raise ValueError(
-            f"row {row} of the prompts has {counts[row].item()} context placeholders, its contexts need {needed}: the "
-            "context would be ignored. Put one block of placeholders into the prompt for each context (C3Processor "
-            "does), or, if the row has fewer contexts than others, pad it with a mask (or latents) of zeros."
-        )
-
-
-def check_context_ids(config, context_input_ids, context_attention_mask):
-    """
-    Raise if contexts hold the marker that the original appended to them: here they are text only.
-
-    Under `torch.compile` nothing is checked, since the answer depends on data.
-
-    Raises:
-        ValueError: naming the first context that holds `config.encoder_context_start_token_id`.
-    """
-    if torch.compiler.is_compiling():
-        return
-    is_marker = context_input_ids == config.encoder_context_start_token_id
-    if context_attention_mask is not None:
-        is_marker = is_marker & context_attention_mask.bool()
-    found = is_marker.any(dim=-1).nonzero().tolist()
-    if found:
-        row, slot = found[0]
-        raise ValueError(
-            f"`context_input_ids` of row {row}, context {slot}, holds the context start marker "
-            f"{config.encoder_context_start_token_id}: a context is text only, the model adds the marker and the "
-            "latent queries. Cut the original's `<img>…</img>` block off."
-        )
-
-
-def check_no_context_is_missing(config, input_ids):
-    """
-    Raise if a row of a training batch without contexts has a block of placeholders, or a context in line.
-
-    Batches get that way where a data collator keeps `input_ids` and drops the rest: the decoder would train on prompts
-    without their contexts, and the encoder on nothing. Under `torch.compile` nothing is checked.
-
-    Args:
-        config (`C3Config`).
-        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*).
-
-    Raises:
-        ValueError: naming the first such row.
-    """
-    if input_ids is None or torch.compiler.is_compiling():
-        return
-    inline = find_inline_contexts(config, input_ids)
-    if inline:
-        raise ValueError(
-            f"`input_ids` of a training batch hold contexts in line (row {inline[0][0]}), but only `generate()` "
-            "splits them: the encoder would not train, and the decoder on raw text. "
-            "`c3_hf.data.collator.C3DataCollator(processor)` makes batches with contexts from chat messages."
-        )
-    rows = _whole_blocks(config, input_ids).nonzero()[:1].tolist()
-    if rows:
-        raise ValueError(
-            f"`context_input_ids` are missing from a training batch: row {rows[0][0]} of its prompts has a block of "
-            f"{config.num_latents} context placeholders. A data collator that knows only `input_ids` drops them; "
-            "`c3_hf.data.collator.C3DataCollator(processor)` makes whole batches from chat messages."
-        )
-
-
-def check_blocks(config, input_ids):
-    """
-    Raise if a start or end marker stands outside a whole block: start, `num_latents` placeholders, end.
-
-    Placeholders without markers are allowed. Under `torch.compile` nothing is checked.
-
-    Args:
-        config (`C3Config`).
-        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`).
-
-    Raises:
-        ValueError: naming the first row with a stray marker.
-    """
-    if torch.compiler.is_compiling():
-        return
-    is_start = input_ids == config.context_start_token_id
-    is_end = input_ids == config.context_end_token_id
-    blocks = _whole_blocks(config, input_ids).sum(dim=1)
-    stray = ((is_start.sum(dim=1) != blocks) | (is_end.sum(dim=1) != blocks)).nonzero().flatten().tolist()
-    if stray:
-        raise ValueError(
-            f"row {stray[0]} of the prompts has a stray context marker ({config.context_start_token_id} or "
-            f"{config.context_end_token_id}): each start must be followed by {config.num_latents} placeholders and an "
-            "end. Remove the marker or complete the block."
-        )
-
-
-def _whole_blocks(config, input_ids):
-    """True where a whole block begins: start marker, `num_latents` placeholders, end marker."""
-    span = config.num_latents + 1
-    before = (input_ids == config.context_token_id).cumsum(dim=1)
-    opens = (input_ids[:, :-span] == config.context_start_token_id) & (
-        input_ids[:, span:] == config.context_end_token_id
-    )
-    return opens & (before[:, span:] - before[:, :-span] == config.num_latents)
 
 
 def resolve_strides(config, context_strides, num_rows, num_contexts, device):
     """
-    Tokens that each latent of a context stands for, checked.
+    Tokens that each latent of a context stands for.
 
     Args:
         config (`C3Config`).
@@ -293,8 +193,7 @@ def resolve_strides(config, context_strides, num_rows, num_contexts, device):
         `torch.LongTensor` of shape `(num_rows, num_contexts)`; `None` for a model without a stride.
 
     Raises:
-        ValueError: if strides are given for a model without, have another shape, or lie outside
-            `[1, config.latent_stride]`.
+        ValueError: if strides are given for a model without, or have another shape.
     """
     if config.latent_stride is None:
         if context_strides is not None:
@@ -307,47 +206,102 @@ def resolve_strides(config, context_strides, num_rows, num_contexts, device):
         return torch.full((num_rows, num_contexts), config.latent_stride, device=device)
     strides = torch.as_tensor(context_strides, device=device)
     try:
-        strides = strides.expand(num_rows, num_contexts)
+        return strides.expand(num_rows, num_contexts)
     except RuntimeError as error:
         raise ValueError(
             f"`context_strides` must have shape (batch_size, num_contexts), here ({num_rows}, {num_contexts}), or one "
             f"row or one number for all, got {tuple(strides.shape)}."
         ) from error
-    if not torch.compiler.is_compiling() and ((strides < 1) | (strides > config.latent_stride)).any():
+
+
+def _check_values(config, contexts, placeholder_mask, prompt_ids):
+    """What shapes cannot tell. Only where something is wrong is the device asked a second time: what and where."""
+    wrong = {}
+    if contexts.input_ids is not None:
+        wrong["marked"] = contexts.input_ids == config.encoder_context_start_token_id
+        if contexts.attention_mask is not None:
+            wrong["marked"] = wrong["marked"] & contexts.attention_mask.bool()
+    if contexts.strides is not None:
+        wrong["strides"] = (contexts.strides < 1) | (contexts.strides > config.latent_stride)
+    if placeholder_mask is not None:
+        counts = placeholder_mask.sum(dim=-1)
+        required = required_latents(config, contexts).to(counts.device).expand(len(counts))
+        wrong["short"] = counts < required
+        if prompt_ids is not None:
+            wrong["stray"] = _stray_markers(config, prompt_ids) & (required > 0)
+    device = next(iter(wrong.values())).device if wrong else None
+    if not wrong or not torch.stack([flags.any().to(device) for flags in wrong.values()]).any():
+        return
+    for name, flags in wrong.items():
+        found = flags.nonzero().tolist()
+        if not found:
+            continue
+        row = found[0][0]
+        if name == "marked":
+            raise ValueError(
+                f"`context_input_ids` of row {row}, context {found[0][1]}, holds the context start marker "
+                f"{config.encoder_context_start_token_id}: a context is text only, the model adds the marker and the "
+                "latent queries. Cut the original's `<img>…</img>` block off."
+            )
+        if name == "strides":
+            raise ValueError(
+                f"`context_strides` must lie between 1 and `config.latent_stride`={config.latent_stride}, got "
+                f"{contexts.strides.tolist()}. Cut longer texts into segments."
+            )
+        if name == "short":
+            raise ValueError(
+                f"row {row} of the prompts has {counts[row].item()} context placeholders, its contexts need "
+                f"{required[row].item()}: the context would be ignored. Put one block of placeholders into the prompt "
+                "for each context (C3Processor does), or, if the row has fewer contexts than others, pad it with a "
+                "mask (or latents) of zeros."
+            )
         raise ValueError(
-            f"`context_strides` must lie between 1 and `config.latent_stride`={config.latent_stride}, got "
-            f"{strides.tolist()}. Cut longer texts into segments."
+            f"row {row} of the prompts has a stray context marker ({config.context_start_token_id} or "
+            f"{config.context_end_token_id}): each start must be followed by {config.num_latents} placeholders and an "
+            "end. Remove the marker or complete the block."
         )
-    return strides
 
 
-def stride_positions(config, placeholder_mask, attention_mask, context_strides):
+def required_latents(config, contexts):
     """
-    Positions of prompts whose latents keep the positions of their text.
+    How many placeholders each row must have so that no context is lost.
 
-    A block of placeholders takes `num_latents * latent_stride` positions. Its placeholders sit `context_strides` apart
-    at the end of them, so that what follows lies at the same distance behind the latents for every stride, and a text
-    token at the same distance behind its latent for every length.
+    Ragged batches are padded at their end: a slot of padding only (mask all 0, or latents all 0) behind the last used
+    slot of its row needs no placeholders.
 
     Args:
-        config (`C3Config`): with a `latent_stride`.
-        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at placeholders. Those
-            behind the last context are ordinary tokens.
-        attention_mask (`torch.Tensor` of the same shape): 1 at tokens, 0 at padding.
-        context_strides (`torch.LongTensor` of shape `(batch_size, num_contexts)`).
+        config (`C3Config`).
+        contexts ([`Contexts`]).
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size, sequence_length)`.
+        `torch.LongTensor` of shape `(batch_size or 1,)`, in placeholders.
     """
-    num_latents = config.num_latents
-    index = placeholder_mask.cumsum(dim=1) - 1
-    slot = index.div(num_latents, rounding_mode="floor")
-    in_block = placeholder_mask & (slot < context_strides.shape[1])
-    strides = context_strides.gather(1, slot.clamp(min=0, max=context_strides.shape[1] - 1))
-    # The first placeholder of a block skips what a smaller stride leaves over.
-    skipped = torch.where(index % num_latents == 0, num_latents * (config.latent_stride - strides), 0)
-    advance = torch.where(in_block, strides + skipped, 1) * attention_mask.to(strides.dtype)
-    return (advance.cumsum(dim=1) - 1).clamp(min=0)
+    if contexts.latents is not None:
+        used = (contexts.latents != 0).flatten(2).any(dim=-1)
+    elif contexts.attention_mask is None:
+        used = torch.ones(contexts.shape, dtype=torch.bool, device=contexts.input_ids.device)
+    else:
+        used = contexts.attention_mask.bool().any(dim=-1)
+    slots = torch.arange(1, used.shape[1] + 1, device=used.device)
+    return (used * slots).amax(dim=-1) * config.num_latents
+
+
+def _whole_blocks(config, prompt_ids):
+    """True where a whole block begins: start marker, `num_latents` placeholders, end marker."""
+    span = config.num_latents + 1
+    before = (prompt_ids == config.context_token_id).cumsum(dim=1)
+    opens = (prompt_ids[:, :-span] == config.context_start_token_id) & (
+        prompt_ids[:, span:] == config.context_end_token_id
+    )
+    return opens & (before[:, span:] - before[:, :-span] == config.num_latents)
+
+
+def _stray_markers(config, prompt_ids):
+    """Rows `(batch_size,)` with a start or end marker outside a whole block; placeholders need no markers."""
+    is_start = prompt_ids == config.context_start_token_id
+    is_end = prompt_ids == config.context_end_token_id
+    blocks = _whole_blocks(config, prompt_ids).sum(dim=1)
+    return (is_start.sum(dim=1) != blocks) | (is_end.sum(dim=1) != blocks)
 
 
 @dataclass
@@ -390,6 +344,50 @@ def find_inline_contexts(config, input_ids):
     ]
 
 
+def inline_contexts_are_read_raw(config, input_ids, labels, training):
+    """
+    Whether a call of forward(), which does not split contexts in line, reads some as raw text.
+
+    Looking waits for the device: not at a step of one token, and in training only in the body, which raises.
+
+    Raises:
+        ValueError: if there are labels for them, see [`check_no_context_is_missing`].
+    """
+    if input_ids is None or input_ids.shape[1] == 1 or training or torch.compiler.is_compiling():
+        return False
+    if labels is not None:
+        check_no_context_is_missing(config, input_ids)
+    return bool(find_inline_contexts(config, input_ids))
+
+
+def check_no_context_is_missing(config, input_ids):
+    """
+    Raise if prompts that are trained on without contexts have a block of placeholders, or a context in line.
+
+    Batches get that way where a data collator keeps `input_ids` and drops the rest: the decoder would train on prompts
+    without their contexts, and the encoder on nothing. Under `torch.compile` nothing is checked.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    if input_ids is None or torch.compiler.is_compiling():
+        return
+    inline = find_inline_contexts(config, input_ids)
+    if inline:
+        raise ValueError(
+            "`input_ids` holds contexts in line, but only `generate()` splits them: this loss would be that of raw "
+            f"text (row {inline[0][0]}). Pass `context_input_ids`: `c3_hf.data.collator.C3DataCollator(processor)` "
+            "makes batches that have them from chat messages."
+        )
+    rows = _whole_blocks(config, input_ids).nonzero()[:1].tolist()
+    if rows:
+        raise ValueError(
+            f"`context_input_ids` are missing from a training batch: row {rows[0][0]} of its prompts has a block of "
+            f"{config.num_latents} context placeholders. A data collator that knows only `input_ids` drops them; "
+            "`c3_hf.data.collator.C3DataCollator(processor)` makes whole batches from chat messages."
+        )
+
+
 def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[InlineContexts]:
     """
     Cut in-line contexts out of prompts and put blocks of placeholders in their place.
@@ -420,21 +418,33 @@ def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[In
         pieces.append(input_ids[row, position:][keep[row, position:]])
         prompts.append(torch.cat(pieces))
         contexts.append(row_contexts)
-    prompt_ids, prompt_mask = _pad(prompts, left=True)
+    prompt_ids, prompt_mask = pad_rows(prompts, left=True)
     num_contexts = max(len(row) for row in contexts)
     empty = input_ids.new_empty(0)
     flat = [context for row in contexts for context in row + [empty] * (num_contexts - len(row))]
-    context_ids, context_mask = _pad(flat, left=False)
+    context_ids, context_mask = pad_rows(flat, left=False)
     shape = (batch_size, num_contexts, -1) if context_ids.shape[1] else (batch_size, num_contexts, 0)
     return InlineContexts(prompt_ids, prompt_mask, context_ids.reshape(shape), context_mask.reshape(shape))
 
 
-def _pad(sequences, left):
-    length = max(len(sequence) for sequence in sequences)
-    ids = sequences[0].new_zeros((len(sequences), length))
+def pad_rows(rows, left, length=0, value=0):
+    """
+    Rows of ids as one tensor, and its mask.
+
+    Args:
+        rows (`list[torch.LongTensor]`): each of shape `(row_length,)`; at least one.
+        left (`bool`): padding goes in front; else behind.
+        length (`int`, defaults to 0): least length of the result.
+        value (`int`, defaults to 0): the id that pads.
+
+    Returns:
+        Two `torch.LongTensor` of shape `(len(rows), sequence_length)`: ids, and 1 at a row's own ids, 0 at padding.
+    """
+    length = max(length, *map(len, rows))
+    ids = rows[0].new_full((len(rows), length), value)
     mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        where = slice(length - len(sequence), None) if left else slice(len(sequence))
-        ids[row, where] = sequence
-        mask[row, where] = 1
+    for index, row in enumerate(rows):
+        where = slice(length - len(row), None) if left else slice(len(row))
+        ids[index, where] = row
+        mask[index, where] = 1
     return ids, mask

@@ -5,26 +5,34 @@ One of the remote-code files of every C3 repository on the Hub.
 """
 
 import copy
+from dataclasses import fields
 
 import torch
 from torch.nn import functional
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from .contexts_c3 import (
-    check_blocks,
-    check_context_arguments,
-    check_placeholders,
+    check_contexts,
     find_inline_contexts,
-    required_latents,
     resolve_latents,
-    resolve_strides,
     split_inline_contexts,
-    stride_positions,
 )
+from .positions_c3 import check_room, merge_latents, stride_positions
 
 
-CONTEXT_ARGUMENTS = ("context_input_ids", "context_attention_mask", "context_latents")
+CONTEXT_ARGUMENTS = ("context_input_ids", "context_attention_mask", "context_latents", "context_strides")
+# What transformers calls the decoder's cache, as argument and in outputs: `past_key_values` up to 5.23, then `cache`.
+# Everything of this package that hands a cache on to transformers does it under this name.
+CACHE_NAME = next(field.name for field in fields(BaseModelOutputWithPast) if field.name != "last_hidden_state")
+
+
+def one_cache(past_key_values, cache):
+    """The cache given under either of its names; `None` if there is none, ValueError if there are two."""
+    if past_key_values is not None and cache is not None:
+        raise ValueError("`past_key_values` and `cache` are two names of one argument, got both. Give one of them.")
+    return past_key_values if cache is None else cache
 
 
 class C3GenerationMixin(GenerationMixin):
@@ -54,33 +62,43 @@ class C3GenerationMixin(GenerationMixin):
         Raises:
             TypeError: if `context_latents` is neither a tensor nor gives one.
             ValueError: if contexts are given both in line and as tensors, a row has fewer placeholders than its
-                contexts need, shapes or batch sizes do not fit, or an option is asked for under which the contexts
-                would be lost (`prefill_chunk_size`, `cache_implementation="paged"`).
+                contexts need, shapes or batch sizes do not fit, prompts and new tokens are more than the decoder has
+                positions for, or an option is asked for under which the contexts would be lost
+                (`prefill_chunk_size`, `cache_implementation="paged"`).
         """
+        cache = one_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
+            if getattr(cache, "position_delta", None) is not None and cache.get_seq_length() == 0:
+                # Emptied since: nothing in it is ahead of its number.
+                cache.position_delta = None
         if "context_latents" in kwargs:
             kwargs["context_latents"] = resolve_latents(kwargs["context_latents"], self)
         name = "inputs" if inputs is not None else "input_ids"
         prompt_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        attention_mask = kwargs.get("attention_mask")
         split = None
         if prompt_ids is not None and prompt_ids.dim() == 2:
-            split = split_inline_contexts(self.config, prompt_ids, attention_mask)
+            split = split_inline_contexts(self.config, prompt_ids, kwargs.get("attention_mask"))
         if split is not None:
             self._refuse_mixed_contexts(kwargs, name)
             kwargs["attention_mask"] = split.attention_mask
             kwargs["context_input_ids"] = split.context_input_ids
             kwargs["context_attention_mask"] = split.context_attention_mask
-            generation_config = _shorten_max_length(
-                self, generation_config, kwargs, prompt_ids.shape[1] - split.input_ids.shape[1]
-            )
             if inputs is not None:
                 inputs = split.input_ids
             else:
                 kwargs["input_ids"] = split.input_ids
         short_ids = prompt_ids if split is None else split.input_ids
+        in_ids = short_ids is not None and short_ids.shape[1] > 0
+        prompts = short_ids if in_ids else kwargs.get("inputs_embeds")
+        if prompts is not None:
+            given = prompts if split is None else prompt_ids
+            generation_config = _count_new_tokens(self, generation_config, kwargs, given.shape[1])
         if any(kwargs.get(argument) is not None for argument in CONTEXT_ARGUMENTS):
             _refuse_options(generation_config or self.generation_config, kwargs)
-            self._compress_for_generation(short_ids, kwargs)
+            self._compress_for_generation(prompts, generation_config, kwargs)
+        elif prompts is not None:
+            self._fit_new_tokens(prompts, 0, generation_config, kwargs)
         outputs = super().generate(inputs, generation_config, *args, **kwargs)
         return outputs if split is None else _put_prompt_back(outputs, prompt_ids, short_ids.shape[1])
 
@@ -96,95 +114,106 @@ class C3GenerationMixin(GenerationMixin):
                 "Pass the contexts as `context_input_ids`."
             )
 
-    def _compress_for_generation(self, prompt_ids, kwargs):
+    def _compress_for_generation(self, prompts, generation_config, kwargs):
         """
-        Put latents `(batch_size, num_contexts, num_latents, text_hidden_size)` in the place of contexts in `kwargs`.
+        Put latents in the place of the contexts in `kwargs`, and where the prompts hold placeholders for them.
 
-        A model with a stride also finds there the strides of all contexts and where the prompts hold their blocks.
+        Args:
+            prompts (`torch.Tensor` of shape `(batch_size, sequence_length)` or
+                `(batch_size, sequence_length, text_hidden_size)`): ids or embeddings.
+            generation_config (`GenerationConfig`, *optional*): the caller's.
+            kwargs (`dict`): of `generate`; changed in place.
         """
-        context_ids = kwargs.pop("context_input_ids", None)
-        context_mask = kwargs.pop("context_attention_mask", None)
-        latents = kwargs.pop("context_latents", None)
-        prompts = prompt_ids if prompt_ids is not None and prompt_ids.shape[1] else kwargs.get("inputs_embeds")
+        given = {name: kwargs.pop(name, None) for name in CONTEXT_ARGUMENTS}
         if prompts is None:
             raise ValueError("contexts were given without a prompt: pass `input_ids` with placeholders for them.")
-        check_context_arguments(self.config, prompts.shape[0], context_ids, context_mask, latents)
-        required = required_latents(self.config, context_ids, context_mask, latents)
-        if prompts.dim() == 2:
-            placeholder_mask = prompts == self.config.context_token_id
-            check_blocks(self.config, prompts)
-        else:
-            placeholder_mask = self.model.get_placeholder_mask(None, prompts)
-        check_placeholders(placeholder_mask, required)
-        strides = kwargs.pop("context_strides", None)
-        if latents is None:
-            latents = self.get_context_features(context_ids, context_mask, strides)
-        strides = resolve_strides(self.config, strides, prompts.shape[0], latents.shape[1], prompts.device)
-        if strides is not None:
-            kwargs["context_strides"] = strides
-            kwargs["context_placeholder_mask"] = placeholder_mask
-        latents = latents.expand(prompts.shape[0], -1, -1, -1)
+        prompt_ids = prompts if prompts.dim() == 2 else None
+        placeholder_mask = self.model.get_placeholder_mask(prompt_ids, prompts)
+        contexts = check_contexts(self.config, **given, placeholder_mask=placeholder_mask, prompt_ids=prompt_ids)
+        self._fit_new_tokens(prompts, contexts.shape[1], generation_config, kwargs)
+        latents = self.model.latents_of(contexts).expand(prompts.shape[0], -1, -1, -1)
         # Slots that pad rows with fewer contexts become zeros, the sign of an unused slot among given latents.
         used = placeholder_mask.sum(dim=1, keepdim=True).to(latents.device)
         slots = torch.arange(latents.shape[1], device=latents.device) * self.config.num_latents
         kwargs["context_latents"] = torch.where((slots < used)[..., None, None], latents, 0)
+        kwargs["context_placeholder_mask"] = placeholder_mask
+        if contexts.strides is not None:
+            kwargs["context_strides"] = contexts.strides.expand(prompts.shape[0], -1)
+        # Then the ids that transformers collects begin behind the prompts.
+        kwargs["context_embeds_length"] = 0 if prompt_ids is not None else prompts.shape[1]
+
+    def _fit_new_tokens(self, prompts, num_contexts, generation_config, kwargs):
+        """Raise if the caller asks for more tokens than the decoder has positions for; fit the model's own number."""
+        if self.model.decoder_positions is None:
+            return
+        room = check_room(self.config, prompts.shape[1], num_contexts, self.model.decoder_positions)
+        # The last token is not read again.
+        room += 1
+        asked = kwargs.get("max_new_tokens") or getattr(generation_config, "max_new_tokens", None)
+        if asked is not None and asked > room:
+            raise ValueError(
+                f"prompts of {prompts.shape[1]} tokens and `max_new_tokens`={asked} do not fit the decoder's "
+                f"{self.model.decoder_positions} positions. Ask for at most {room}, or shorten the prompts."
+            )
+        own = self.generation_config.max_new_tokens
+        if asked is None and (own is None or own > room):
+            # transformers adds 20 tokens where nothing is said.
+            kwargs["max_new_tokens"] = min(20 if own is None else own, room)
 
     def prepare_inputs_for_generation(
         self,
         input_ids,
-        past_key_values=None,
-        attention_mask=None,
         inputs_embeds=None,
+        context_latents=None,
+        context_strides=None,
         context_placeholder_mask=None,
+        context_embeds_length=0,
         **kwargs,
     ):
-        # Only a step that reads a stretch of the prompt can meet placeholders. Beside the prefill that is a second
-        # turn on a kept cache: then the latents of placeholders already in the cache are passed over.
-        contexts = {name: kwargs.pop(name, None) for name in CONTEXT_ARGUMENTS}
-        strides = kwargs.pop("context_strides", None)
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        latents = contexts["context_latents"]
-        if latents is None:
+        """
+        As in transformers; a step that reads a stretch of the prompt gets embeddings with latents in their places.
+
+        Beside the prefill that is a second turn on a kept cache: then the latents of placeholders that are in the
+        cache already are passed over. What was generated is ordinary, placeholders that prompt lookup copies too.
+        """
+        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        cache = kwargs.get(CACHE_NAME)
+        embeds, ids = model_inputs.get("inputs_embeds"), model_inputs.get("input_ids")
+        step_length = (ids if embeds is None else embeds).shape[1]
+        if context_latents is None:
+            delta = getattr(cache, "position_delta", None)
+            if delta is not None and model_inputs.get("position_ids") is not None:
+                model_inputs["position_ids"] = model_inputs["position_ids"] + delta
             return model_inputs
-        if strides is not None:
-            # What was generated behind the prompts is ordinary, placeholders that prompt lookup copies too.
-            prompt_length, total_length = context_placeholder_mask.shape[1], input_ids.shape[1]
-            if total_length < prompt_length:
-                total_length += prompt_length
-            if attention_mask is None:
-                attention_mask = context_placeholder_mask.new_ones(len(input_ids), total_length, dtype=torch.long)
-                # generate() drops a mask of ones. Without one transformers takes positions that do not count up by
-                # one for packed sequences.
-                if model_inputs.get("attention_mask") is None:
-                    model_inputs["attention_mask"] = attention_mask
-            placeholders = functional.pad(context_placeholder_mask, (0, attention_mask.shape[1] - prompt_length))
-            positions = stride_positions(self.config, placeholders, attention_mask, strides)
-            step = model_inputs["inputs_embeds" if model_inputs.get("inputs_embeds") is not None else "input_ids"]
-            model_inputs["position_ids"] = positions[:, -step.shape[1] :].contiguous()
-        if model_inputs.get("inputs_embeds") is not None:
-            model_inputs["context_latents"] = latents
-            return model_inputs
-        step_length, total_length = model_inputs["input_ids"].shape[1], input_ids.shape[1]
-        if step_length == total_length:
-            # After a prompt given as embeddings only, the first step has as many ids as the text so far: one.
-            if past_key_values is None or past_key_values.get_seq_length() == 0:
-                model_inputs["context_latents"] = latents
-        elif step_length > 1:
-            is_placeholder = input_ids == self.config.context_token_id
-            model_inputs["inputs_embeds"] = self.model.merge_latents(
-                self.get_input_embeddings()(model_inputs["input_ids"]),
-                is_placeholder[:, -step_length:],
-                latents,
-                first_latent=is_placeholder[:, :-step_length].sum(dim=1),
+        prompt_length, total_length = context_placeholder_mask.shape[1], context_embeds_length + input_ids.shape[1]
+        placeholders = functional.pad(context_placeholder_mask, (0, total_length - prompt_length))
+        if context_strides is not None:
+            self._place_by_stride(
+                model_inputs, kwargs.get("attention_mask"), placeholders, context_strides, step_length
+            )
+        if total_length - step_length < prompt_length:
+            model_inputs["inputs_embeds"] = merge_latents(
+                self.get_input_embeddings()(ids) if embeds is None else embeds,
+                placeholders[:, -step_length:],
+                context_latents,
+                first_latent=placeholders[:, :-step_length].sum(dim=1),
             )
             model_inputs["input_ids"] = None
         return model_inputs
+
+    def _place_by_stride(self, model_inputs, attention_mask, placeholders, context_strides, step_length):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(placeholders, dtype=torch.long)
+            # generate() drops a mask of ones. Without one transformers takes positions that do not count up by one
+            # for packed sequences.
+            if model_inputs.get("attention_mask") is None:
+                model_inputs["attention_mask"] = attention_mask
+        positions = stride_positions(self.config, placeholders, attention_mask, context_strides)
+        model_inputs["position_ids"] = positions[:, -step_length:].contiguous()
+        cache = model_inputs.get(CACHE_NAME)
+        if cache is not None:
+            # For a next turn that does not bring the latents again.
+            cache.position_delta = positions[:, -1:] - (attention_mask.long().sum(dim=1, keepdim=True) - 1)
 
     def generate_batch(self, inputs, *args, **kwargs):
         """
@@ -212,18 +241,45 @@ def _refuse_options(generation_config, kwargs):
                 f"`{name}`={value!r} cannot be combined with contexts: the latents would not reach the prompt. Leave "
                 "it out."
             )
+    if kwargs.get("inputs_embeds") is None:
+        return
+    for name in ("assistant_model", "prompt_lookup_num_tokens"):
+        if kwargs.get(name, getattr(generation_config, name, None)) is not None:
+            raise ValueError(
+                f"`{name}` cannot be combined with `inputs_embeds`: guessed tokens are checked by their ids. Give "
+                "`input_ids` alone."
+            )
 
 
-def _shorten_max_length(model, generation_config, kwargs, shrink):
-    """Let `max_length` and `min_length` count the prompt as the caller gave it, not the compressed one."""
-    names = [name for name in ("max_length", "min_length") if kwargs.get(name)]
-    for name in names:
-        kwargs[name] = max(kwargs[name] - shrink, 0)
-    if generation_config is not None:
-        generation_config = copy.deepcopy(generation_config)
-        for name in ("max_length", "min_length"):
-            if getattr(generation_config, name, None):
-                setattr(generation_config, name, max(getattr(generation_config, name) - shrink, 0))
+def _count_new_tokens(model, generation_config, kwargs, prompt_length):
+    """
+    Turn the caller's `max_length` and `min_length` into numbers of new tokens, so that they win over the number in the
+    model's own settings, and count the prompt as the caller gave it, not the compressed one.
+
+    Returns:
+        The generation configuration to go on with; `kwargs` are changed in place.
+    """
+    unset = GenerationConfig()
+    for end in ("max", "min"):
+        length, new = f"{end}_length", f"{end}_new_tokens"
+        if kwargs.get(new) is not None or getattr(generation_config, new, None) is not None:
+            continue
+        value = kwargs.pop(length, None)
+        for settings in filter(None, (generation_config, model.generation_config)):
+            own = getattr(settings, length, None)
+            if value is None and own != getattr(unset, length) and getattr(settings, new, None) is None:
+                value = own
+        if value is None:
+            continue
+        if end == "max" and value <= prompt_length:
+            raise ValueError(
+                f"`max_length`={value} counts the prompt, which has {prompt_length} tokens: there is no room for a "
+                "reply. Give `max_new_tokens`."
+            )
+        kwargs[new] = max(value - prompt_length, 0)
+        if generation_config is not None and getattr(generation_config, length) != getattr(unset, length):
+            generation_config = copy.deepcopy(generation_config)
+            setattr(generation_config, length, getattr(unset, length))
     return generation_config
 
 

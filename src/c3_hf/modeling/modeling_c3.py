@@ -6,7 +6,6 @@ linear projector and take the place of N placeholder embeddings in the prompt of
 of the package and one of the remote-code files of every C3 repository on the Hub.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -18,25 +17,23 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from .card_c3 import write_model_card
 from .configuration_c3 import C3Config
-from .contexts_c3 import (
-    check_blocks,
-    check_context_arguments,
-    check_context_ids,
-    check_context_shapes,
-    check_no_context_is_missing,
-    check_placeholders,
-    find_inline_contexts,
-    required_latents,
-    resolve_latents,
-    resolve_strides,
-    stride_positions,
+from .contexts_c3 import check_contexts, check_no_context_is_missing, inline_contexts_are_read_raw, resolve_latents
+from .generation_c3 import CACHE_NAME, C3GenerationMixin, one_cache
+from .positions_c3 import (
+    check_context_length,
+    check_room,
+    context_positions,
+    continued_positions,
+    learnt_positions,
+    merge_latents,
+    warn_of_long_context,
 )
-from .generation_c3 import C3GenerationMixin
 
 
 logger = logging.get_logger(__name__)
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass
@@ -54,13 +51,7 @@ class C3ModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclass
 class C3CausalLMOutputWithPast(CausalLMOutputWithPast):
-    """
-    Output of [`C3ForConditionalGeneration`]: that of a causal language model, plus
-
-    context_latents (`torch.FloatTensor` of shape `(batch_size, num_contexts, num_latents, text_hidden_size)`,
-    *optional*):
-        The latents that were merged into the prompt; `None` if no context was given.
-    """
+    """Output of [`C3ForConditionalGeneration`]: that of a causal language model, and `context_latents` likewise."""
 
     context_latents: Optional[torch.FloatTensor] = None
 
@@ -73,24 +64,12 @@ class C3PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The two halves name their own unsplittable layers; transformers collects them from the sub-models.
     _no_split_modules = []
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`; adds a model card where there is none."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        name = os.path.basename(os.path.normpath(save_directory))
-        if kwargs.get("is_main_process", True) and os.path.isdir(save_directory):
-            write_model_card(self.config, save_directory, name)
-
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        # push_to_hub of transformers lays its template card over the folder just before this upload.
-        write_model_card(self.config, working_dir, repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 class C3Model(C3PreTrainedModel):
@@ -105,6 +84,11 @@ class C3Model(C3PreTrainedModel):
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    @property
+    def decoder_positions(self) -> Optional[int]:
+        """Positions in the decoder's table; `None` where it computes them, as with rotary embeddings."""
+        return learnt_positions(self.language_model)
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
@@ -144,43 +128,26 @@ class C3Model(C3PreTrainedModel):
             ValueError: if the ids are not two- or three-dimensional, hold the start marker, the mask has another
                 shape, or strides do not fit.
         """
-        context_input_ids, context_attention_mask = check_context_shapes(context_input_ids, context_attention_mask)
-        check_context_ids(self.config, context_input_ids, context_attention_mask)
-        batch_size, num_contexts, context_length = context_input_ids.shape
+        contexts = check_contexts(self.config, context_input_ids, context_attention_mask, None, context_strides)
+        return self._read(contexts)
+
+    def _read(self, contexts):
+        """Encoder latents of checked contexts."""
         num_latents = self.config.num_latents
-        max_positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
-        if max_positions is not None and context_length + 1 + num_latents > max_positions:
-            logger.warning_once(
-                f"`context_input_ids` has {context_length} tokens: with the marker and {num_latents} latent queries "
-                f"that is more than the {max_positions} positions the context encoder was made for. Expect poor "
-                "latents; cut the text into segments."
-            )
-        input_ids = context_input_ids.reshape(batch_size * num_contexts, context_length)
+        batch_size, num_contexts, context_length = contexts.input_ids.shape
+        if not torch.compiler.is_compiling():
+            check_context_length(self.config, context_length, learnt_positions(self.encoder))
+        input_ids = contexts.input_ids.reshape(batch_size * num_contexts, context_length)
         start = input_ids.new_full((input_ids.shape[0], 1), self.config.encoder_context_start_token_id)
         # The queries see the text, the start marker and the queries before them. The end marker that the original
         # puts behind them is left out: the encoder is causal, so nothing that is used could see it.
         text_embeds = self.encoder.get_input_embeddings()(torch.cat([input_ids, start], dim=1))
-        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device))
-        queries = queries.to(text_embeds).expand(input_ids.shape[0], -1, -1)
-        inputs_embeds = torch.cat([text_embeds, queries], dim=1)
+        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device)).to(text_embeds)
+        inputs_embeds = torch.cat([text_embeds, queries.expand(input_ids.shape[0], -1, -1)], dim=1)
         # Reentrant checkpointing trains nothing behind an input without a gradient: a frozen table under an adapter.
-        trains = self.training and any(parameter.requires_grad for parameter in self.encoder.parameters())
-        if trains and not inputs_embeds.requires_grad:
-            inputs_embeds.requires_grad_(torch.is_grad_enabled())
-        strides = resolve_strides(self.config, context_strides, batch_size, num_contexts, input_ids.device)
-        if strides is not None and context_attention_mask is None:
-            # Without a mask transformers takes positions that do not count up by one for packed sequences, and no
-            # query would see the text.
-            context_attention_mask = torch.ones_like(context_input_ids)
-        attention_mask, position_ids = None, None
-        if context_attention_mask is not None:
-            mask = context_attention_mask.reshape(input_ids.shape)
-            attention_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1 + num_latents)], dim=1)
-            # Positions count real tokens only, so that left and right padding give the same latents.
-            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        if strides is not None:
-            places = torch.arange(1, num_latents + 1, device=input_ids.device) * strides.reshape(-1, 1) - 1
-            position_ids = torch.cat([position_ids[:, :-num_latents], places], dim=1)
+        if self.training and torch.is_grad_enabled() and not inputs_embeds.requires_grad:
+            inputs_embeds.requires_grad_(any(parameter.requires_grad for parameter in self.encoder.parameters()))
+        attention_mask, position_ids = context_positions(self.config, contexts)
         outputs = self.encoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -188,8 +155,28 @@ class C3Model(C3PreTrainedModel):
             use_cache=False,
             return_dict=True,
         )
-        latents = outputs.last_hidden_state[:, -num_latents:]
-        return latents.reshape(batch_size, num_contexts, num_latents, -1)
+        return outputs.last_hidden_state[:, -num_latents:].reshape(batch_size, num_contexts, num_latents, -1)
+
+    def latents_of(self, contexts) -> torch.FloatTensor:
+        """
+        The latents that checked contexts bring, or those they are compressed to.
+
+        Args:
+            contexts ([`Contexts`]): what `check_contexts` returned.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`.
+        """
+        if contexts.latents is not None:
+            return contexts.latents
+        if not self.training:
+            warn_of_long_context(self.config, contexts.input_ids.shape[2])
+        return self._project(self._read(contexts))
+
+    def _project(self, latents):
+        # A projector may be kept in a finer dtype than the model, to be trained; a quantised one says no float dtype.
+        dtype = self.projector.weight.dtype
+        return self.projector(latents.to(dtype if dtype in _FLOATS else self.latent_queries.weight.dtype))
 
     def get_context_features(
         self,
@@ -210,39 +197,7 @@ class C3Model(C3PreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_contexts, num_latents, text_hidden_size)`.
         """
-        latents = self.get_encoder_latents(context_input_ids, context_attention_mask, context_strides)
-        return self.projector(latents.to(self.latent_queries.weight.dtype))
-
-    def merge_latents(
-        self,
-        inputs_embeds: torch.FloatTensor,
-        placeholder_mask: torch.BoolTensor,
-        context_latents: torch.FloatTensor,
-        first_latent: Optional[torch.LongTensor] = None,
-    ) -> torch.FloatTensor:
-        """
-        Put the j-th latent of a row in the place of the j-th placeholder of that row.
-
-        Done row by row, not by one `masked_scatter` over the batch: rows may hold different numbers of placeholders,
-        and those beyond a row's latents keep their own embedding (prompt-lookup decoding copies placeholders).
-
-        Args:
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`).
-            placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at placeholders.
-            context_latents (`torch.FloatTensor` of shape
-                `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`).
-
-        Returns:
-            `torch.FloatTensor` of the shape, dtype and device of `inputs_embeds`.
-        """
-        latents = context_latents.to(inputs_embeds).flatten(1, 2).expand(inputs_embeds.shape[0], -1, -1)
-        placeholder_mask = placeholder_mask.to(inputs_embeds.device)
-        index = placeholder_mask.cumsum(dim=1) - 1
-        if first_latent is not None:
-            index = index + first_latent.to(index.device).unsqueeze(1)
-        fills = placeholder_mask & (index < latents.shape[1])
-        index = index.clamp(min=0, max=latents.shape[1] - 1).unsqueeze(-1).expand(-1, -1, latents.shape[-1])
-        return torch.where(fills.unsqueeze(-1), latents.gather(1, index), inputs_embeds)
+        return self._project(self.get_encoder_latents(context_input_ids, context_attention_mask, context_strides))
 
     def get_placeholder_mask(
         self, input_ids: Optional[torch.LongTensor], inputs_embeds: torch.FloatTensor
@@ -252,32 +207,6 @@ class C3Model(C3PreTrainedModel):
             return input_ids == self.config.context_token_id
         token = torch.tensor(self.config.context_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(token)).all(dim=-1)
-
-    def _stride_positions(self, inputs_embeds, attention_mask, past_key_values, placeholder_mask, context_strides):
-        """
-        Positions of a call that was given none, of a model whose latents keep the positions of their text.
-
-        Returns:
-            The mask `(batch_size, total_length)`, the positions `(batch_size, sequence_length)`, and by how much they
-            are ahead of the number of tokens, `(batch_size, 1)`: the cache carries it to the next call.
-        """
-        batch_size, length = inputs_embeds.shape[:2]
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if attention_mask is None:
-            attention_mask = torch.ones(batch_size, past_length + length, device=inputs_embeds.device)
-        if attention_mask.dim() != 2:
-            raise ValueError(
-                f"`attention_mask` has {attention_mask.dim()} dimensions and no `position_ids` came with it: a model "
-                "with `latent_stride` finds them from a mask (batch_size, sequence_length). Give one of the two."
-            )
-        counted = attention_mask.long().cumsum(dim=1) - 1
-        delta = getattr(past_key_values, "position_delta", None) if past_length else None
-        position_ids = counted[:, -length:] if delta is None else counted[:, -length:] + delta
-        if placeholder_mask is not None:
-            steps = stride_positions(self.config, placeholder_mask, attention_mask[:, -length:], context_strides)
-            position_ids = steps + position_ids[:, :1].clamp(min=0)
-        delta = position_ids[:, -1:] - counted[:, -1:]
-        return attention_mask, position_ids.clamp(min=0), delta
 
     @can_return_tuple
     def forward(
@@ -291,9 +220,11 @@ class C3Model(C3PreTrainedModel):
         context_attention_mask: Optional[torch.Tensor] = None,
         context_latents: Optional[torch.FloatTensor] = None,
         context_strides: Optional[torch.LongTensor] = None,
+        cache: Optional[Cache] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Union[tuple, C3ModelOutputWithPast]:
         """As [`C3ForConditionalGeneration.forward`], where everything is described; `context_latents` is a tensor."""
+        cache = one_cache(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
                 "exactly one of `input_ids` and `inputs_embeds` must be given, got "
@@ -301,48 +232,45 @@ class C3Model(C3PreTrainedModel):
             )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        check_context_arguments(
-            self.config, inputs_embeds.shape[0], context_input_ids, context_attention_mask, context_latents
-        )
-        has_context = context_input_ids is not None or context_latents is not None
-        placeholder_mask = None
-        if has_context:
-            required = required_latents(self.config, context_input_ids, context_attention_mask, context_latents)
+        if inputs_embeds.shape[0] == 0:
+            raise ValueError("the batch is empty: `input_ids` (or `inputs_embeds`) must have at least one row.")
+        given = (context_input_ids, context_attention_mask, context_latents, context_strides)
+        contexts, placeholder_mask, strides = None, None, None
+        if any(argument is not None for argument in given):
             placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
-            check_placeholders(placeholder_mask, required)
-            if context_latents is None:
-                if input_ids is not None:
-                    check_blocks(self.config, input_ids)
-                context_latents = self.get_context_features(context_input_ids, context_attention_mask, context_strides)
-            inputs_embeds = self.merge_latents(inputs_embeds, placeholder_mask, context_latents)
+            contexts = check_contexts(self.config, *given, placeholder_mask=placeholder_mask, prompt_ids=input_ids)
+            strides = contexts.strides
+        if position_ids is None and not torch.compiler.is_compiling() and self.decoder_positions is not None:
+            past_length = 0 if cache is None else int(cache.get_seq_length())
+            num_contexts = 0 if contexts is None else contexts.shape[1]
+            check_room(self.config, past_length + inputs_embeds.shape[1], num_contexts, self.decoder_positions)
+        if contexts is not None:
+            context_latents = self.latents_of(contexts)
+            inputs_embeds = merge_latents(inputs_embeds, placeholder_mask, context_latents)
         elif self.training:
             check_no_context_is_missing(self.config, input_ids)
         position_delta = None
-        carried = getattr(past_key_values, "position_delta", None) is not None
-        if position_ids is None and self.config.latent_stride is not None and (has_context or carried):
-            if has_context:
-                num_contexts = context_latents.shape[1]
-                context_strides = resolve_strides(
-                    self.config, context_strides, inputs_embeds.shape[0], num_contexts, inputs_embeds.device
-                )
-            attention_mask, position_ids, position_delta = self._stride_positions(
-                inputs_embeds, attention_mask, past_key_values, placeholder_mask, context_strides
+        carried = getattr(cache, "position_delta", None) is not None
+        if position_ids is None and (strides is not None or carried):
+            attention_mask, position_ids, position_delta = continued_positions(
+                self.config, inputs_embeds, attention_mask, cache, placeholder_mask, strides
             )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
+            **{CACHE_NAME: cache},
+            **{**kwargs, "return_dict": True},
         )
-        if position_delta is not None and outputs.past_key_values is not None:
-            outputs.past_key_values.position_delta = position_delta
+        cache = getattr(outputs, CACHE_NAME)
+        if position_delta is not None and cache is not None:
+            cache.position_delta = position_delta
         return C3ModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             context_latents=context_latents,
+            **{CACHE_NAME: cache},
         )
 
 
@@ -376,7 +304,16 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
         table = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.add_model_tags(["c3", "context-compression", "arxiv:2511.15244"])
         self.post_init()
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`: a whole Hub folder with the remote code, but for a card."""
+        # transformers writes the one auto class that a class is registered for; generate() must be reachable through
+        # plain AutoModel too.
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {**auto_map, "AutoModel": "modeling_c3.C3ForConditionalGeneration"}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self):
         return self.model.get_input_embeddings()
@@ -433,6 +370,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
         context_strides: Optional[torch.LongTensor] = None,
         labels: Optional[torch.LongTensor] = None,
         logits_to_keep: Union[int, torch.Tensor] = 0,
+        cache: Optional[Cache] = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Union[tuple, C3CausalLMOutputWithPast]:
         """
@@ -442,7 +380,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 at tokens, 0 at
                 padding.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*).
-            past_key_values (`Cache`, *optional*): keys and values of the decoder.
+            past_key_values (`Cache`, *optional*): keys and values of the decoder; `cache` in newer transformers.
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`, *optional*):
                 instead of `input_ids`; rows equal to the placeholder's embedding are the placeholders.
             context_input_ids (`torch.LongTensor` of shape `(batch_size or 1, num_contexts, context_length)` or
@@ -460,6 +398,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
                 is the mean cross-entropy over all other tokens of the batch, in float32.
             logits_to_keep (`int` or `torch.LongTensor` of shape `(kept_length,)`, defaults to 0): compute logits for
                 the last so many positions, or for these; 0 means all.
+            cache (`Cache`, *optional*): another name of `past_key_values`.
 
         Returns:
             [`C3CausalLMOutputWithPast`] with `logits` of shape `(batch_size, kept_length, vocab_size)`, or a tuple.
@@ -468,22 +407,25 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             TypeError: if `context_latents` is neither a tensor nor gives one.
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given, a row has fewer placeholders
                 than its contexts need, contexts and latents are both given, shapes or batch sizes do not fit, the
-                batch is empty, or `labels` come with contexts in line, which only `generate()` splits, or with none.
+                batch is empty, or `labels` come with contexts in line, which only `generate()` splits.
         """
-        self._check_inline_contexts(input_ids, labels)
-        if labels is not None and not self.training and context_input_ids is None and context_latents is None:
-            check_no_context_is_missing(self.config, input_ids)
+        has_context = context_input_ids is not None or context_latents is not None
+        if not has_context and inline_contexts_are_read_raw(self.config, input_ids, labels, self.training):
+            logger.warning_once(
+                "`input_ids` holds contexts in line, but only `generate()` splits them: forward() reads them as raw "
+                "text. Pass `context_input_ids` to compress them."
+            )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             context_input_ids=context_input_ids,
             context_attention_mask=context_attention_mask,
             context_latents=resolve_latents(context_latents, self),
             context_strides=context_strides,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
@@ -495,25 +437,11 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
         return C3CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             context_latents=outputs.context_latents,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
-
-    def _check_inline_contexts(self, input_ids, labels):
-        if input_ids is None or input_ids.shape[1] == 1 or torch.compiler.is_compiling():
-            return
-        if find_inline_contexts(self.config, input_ids):
-            if labels is not None:
-                raise ValueError(
-                    "`input_ids` holds contexts in line, but only `generate()` splits them: this loss would be that "
-                    "of raw text. Pass `context_input_ids` (C3Processor makes them)."
-                )
-            logger.warning_once(
-                "`input_ids` holds contexts in line, but only `generate()` splits them: forward() reads them as raw "
-                "text. Pass `context_input_ids` to compress them."
-            )
 
 
 C3Model.register_for_auto_class("AutoModel")

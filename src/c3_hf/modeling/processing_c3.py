@@ -12,19 +12,25 @@ from typing import Optional, Union
 import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
+from .contexts_c3 import pad_rows
 from .prompt_c3 import (
     CONTEXT_END_TOKEN,
     CONTEXT_START_TOKEN,
     CONTEXT_TOKEN,
     DEFAULT_CHAT_TEMPLATE,
-    ESCAPE,
     INLINE_CONTEXT_END_TOKEN,
     INLINE_CONTEXT_START_TOKEN,
     RESTORE_PROMPT,
     STOP_TOKEN,
+    TOKENIZER_OPTIONS,
     TURN_TOKEN,
+    TokenReader,
+    check_prompt_options,
+    escape,
     escape_characters,
     reads_escapes,
+    reopen_last_turn,
+    take_contexts,
 )
 
 
@@ -44,9 +50,13 @@ class C3Processor(ProcessorMixin):
         separate_encoder_vocabulary (`bool`, defaults to `False`): set by the saved file, so that `from_pretrained`
             knows to load `encoder_tokenizer`.
         chat_template (`str`, *optional*): defaults to the tokenizer's, else to the original's prompt format.
+        prompts (`dict[str, str]`, *optional*): what the model was trained to be asked behind a context, saved with the
+            processor. `"restore"` asks for the text back and is always there; `"find"` for the rest of a reply that
+            begins with words of the text; `"ask"` stands in front of a free question.
 
     Raises:
-        ValueError: if `num_latents` is not positive or the tokenizer does not read escapes.
+        ValueError: if `num_latents` is not positive, the tokenizer does not read escapes, or `prompts` holds anything
+            but strings.
     """
 
     attributes = ["tokenizer"]
@@ -59,15 +69,23 @@ class C3Processor(ProcessorMixin):
         encoder_tokenizer=None,
         separate_encoder_vocabulary=False,
         chat_template=None,
+        prompts=None,
         **kwargs,
     ):
         if isinstance(num_latents, bool) or not isinstance(num_latents, int) or num_latents < 1:
             raise ValueError(f"`num_latents` must be a positive int, the model's, got {num_latents!r}.")
+        self._readers = {id(part): TokenReader(part) for part in (tokenizer, encoder_tokenizer) if part is not None}
         if not reads_escapes(tokenizer):
             raise ValueError(
                 "`tokenizer` does not read escapes, so text such as '<|im_end|>' in a message would become a special "
                 "token. Call install_escapes(tokenizer) of prompt_c3.py on it first."
             )
+        prompts = {} if prompts is None else prompts
+        if not isinstance(prompts, dict) or not all(
+            isinstance(item, str) for pair in prompts.items() for item in pair
+        ):
+            raise ValueError(f"`prompts` must give a string for each name, such as 'restore', got {prompts!r}.")
+        self.prompts = {"restore": RESTORE_PROMPT, **prompts}
         self.num_latents = num_latents
         self.separate_encoder_vocabulary = separate_encoder_vocabulary or encoder_tokenizer is not None
         self._encoder_tokenizer = encoder_tokenizer
@@ -87,6 +105,23 @@ class C3Processor(ProcessorMixin):
         return self._encoder_tokenizer or self.tokenizer
 
     @property
+    def reader(self) -> TokenReader:
+        """Reads prompts, and text in the decoder's vocabulary, from any thread; the tokenizer stays as it is."""
+        return self._reader_of(self.tokenizer)
+
+    @property
+    def encoder_reader(self) -> TokenReader:
+        """Reads contexts in the encoder's vocabulary; see [`reader`]."""
+        return self._reader_of(self.encoder_tokenizer)
+
+    def _reader_of(self, tokenizer):
+        # Somebody may have put another tokenizer in the place of the one given on construction.
+        reader = self._readers.get(id(tokenizer))
+        if reader is None or reader.tokenizer is not tokenizer:
+            reader = self._readers[id(tokenizer)] = TokenReader(tokenizer)
+        return reader
+
+    @property
     def context_block(self) -> str:
         """The markup of one context in a prompt: start marker, `num_latents` placeholders, end marker."""
         return CONTEXT_START_TOKEN + CONTEXT_TOKEN * self.num_latents + CONTEXT_END_TOKEN
@@ -97,9 +132,7 @@ class C3Processor(ProcessorMixin):
 
     def escape(self, text: str) -> str:
         """The markup that the tokenizer reads as exactly `text`, special strings included."""
-        for first in escape_characters(self.tokenizer):
-            text = text.replace(first, first + ESCAPE)
-        return text
+        return escape(text, escape_characters(self.tokenizer))
 
     def inline_context(self, context: str) -> str:
         """The markup of a context written in line, for the stock text-generation pipeline."""
@@ -114,13 +147,15 @@ class C3Processor(ProcessorMixin):
                 its latents.
 
         Returns:
-            `list[dict]`: one user message with a context part and "Repeat the text: ".
+            `list[dict]`: one user message with a context part and `prompts["restore"]`, "Repeat the text: ".
         """
         key = "text" if isinstance(context, str) else "latents"
-        content = [{"type": "context", key: context}, {"type": "text", "text": RESTORE_PROMPT}]
+        content = [{"type": "context", key: context}, {"type": "text", "text": self.prompts["restore"]}]
         return [{"role": "user", "content": content}]
 
-    def __call__(self, text=None, contexts=None, padding=True, return_tensors="pt", **kwargs) -> BatchFeature:
+    def __call__(
+        self, text=None, contexts=None, padding=True, truncation=False, return_tensors="pt", **kwargs
+    ) -> BatchFeature:
         """
         Tokenize prompts and contexts.
 
@@ -130,9 +165,13 @@ class C3Processor(ProcessorMixin):
                 text. `<imgpad>`, or the full block, stands for one context and becomes the full block.
             contexts (`str`, `list[str]` or `list[list[str]]`, *optional*): plain text. For one prompt: its context or
                 contexts. For several: one for all, one each, or a list each.
-            padding (`bool` or `str`, defaults to `True`): padding of the prompts; contexts are always padded, right.
-            return_tensors (`str`, *optional*, defaults to `"pt"`): `None` for lists.
-            kwargs: passed to the tokenizer for the prompts.
+            padding (`bool` or `str`, defaults to `True`): padding of the prompts, as a tokenizer takes it;
+                contexts are always padded, right.
+            truncation (`bool` or `str`, defaults to `False`): cut prompts to `max_length`, at the tokenizer's
+                `truncation_side`.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"`, or `None` for lists.
+            kwargs: `max_length`, `padding_side`, `pad_to_multiple_of` and `return_attention_mask`, as a tokenizer
+                takes them, for the prompts.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` `(batch_size, sequence_length)` and, with contexts,
@@ -140,8 +179,9 @@ class C3Processor(ProcessorMixin):
 
         Raises:
             TypeError: if `text` or `contexts` is not made of strings.
-            ValueError: if there is no prompt, the numbers of prompts and contexts differ, or a prompt's context
-                markers do not match its contexts.
+            ValueError: if there is no prompt, the numbers of prompts and contexts differ, a prompt's context markers
+                do not match its contexts, truncation would cut a context, or another option of the tokenizer is
+                asked for.
         """
         texts, rows = _as_texts(text), _as_rows(contexts, text)
         if rows is not None and len(rows) not in (1, len(texts)):
@@ -152,15 +192,47 @@ class C3Processor(ProcessorMixin):
         counts = [len(row) for row in rows] if rows is not None else [0]
         counts = counts * len(texts) if len(counts) == 1 else counts
         texts = [self._expand_markers(row, markup, count) for row, (markup, count) in enumerate(zip(texts, counts))]
-        data = dict(self._tokenize_prompts(texts, padding=padding, return_tensors=return_tensors, **kwargs))
+        data = self._tokenize_prompts(texts, padding, truncation, return_tensors, **kwargs)
         if rows is not None and any(rows):
             ids, mask = self._tokenize_contexts(rows)
-            data["context_input_ids"] = ids if return_tensors == "pt" else ids.tolist()
-            data["context_attention_mask"] = mask if return_tensors == "pt" else mask.tolist()
+            data["context_input_ids"] = _as_tensors(ids, return_tensors)
+            data["context_attention_mask"] = _as_tensors(mask, return_tensors)
         return BatchFeature(data)
 
-    def _tokenize_prompts(self, texts, **kwargs):
-        return self.tokenizer(texts, add_special_tokens=False, return_token_type_ids=False, **kwargs)
+    def _tokenize_prompts(self, texts, padding, truncation, return_tensors, **options):
+        asked = check_prompt_options(self.tokenizer, padding, truncation, return_tensors, options)
+        rows = self.reader.read_markup(texts)
+        if asked.truncation:
+            rows = [self._truncate(row, ids, asked.max_length) for row, ids in enumerate(rows)]
+        length = asked.padded_length(max(map(len, rows)))
+        if asked.padding == "do_not_pad" and asked.return_tensors is None:
+            data = {"input_ids": rows, "attention_mask": [[1] * len(ids) for ids in rows]}
+        elif asked.padding == "do_not_pad" and {len(ids) for ids in rows} != {length}:
+            raise ValueError(
+                f"`return_tensors`={asked.return_tensors!r} needs prompts of one length, got "
+                f"{sorted({len(ids) for ids in rows})} tokens. Give `padding=True`, or `return_tensors=None`."
+            )
+        else:
+            rows = [torch.tensor(ids, dtype=torch.long) for ids in rows]
+            padded = pad_rows(rows, asked.left, length, self.tokenizer.pad_token_id or 0)
+            ids, mask = (_as_tensors(tensor, asked.return_tensors) for tensor in padded)
+            data = {"input_ids": ids, "attention_mask": mask}
+        return data if asked.return_attention_mask else {"input_ids": data["input_ids"]}
+
+    def _truncate(self, row, ids, max_length):
+        """The first or last `max_length` ids; raise if context markers are among the others."""
+        if len(ids) <= max_length:
+            return ids
+        left = self.tokenizer.truncation_side == "left"
+        kept, cut = (ids[-max_length:], ids[:-max_length]) if left else (ids[:max_length], ids[max_length:])
+        if set(cut) & set(
+            self.tokenizer.convert_tokens_to_ids([CONTEXT_START_TOKEN, CONTEXT_TOKEN, CONTEXT_END_TOKEN])
+        ):
+            raise ValueError(
+                f"`text` row {row} has {len(ids)} tokens, and cutting it to `max_length`={max_length} would cut a "
+                "context off. Give a larger `max_length`, or shorten the text around the context."
+            )
+        return kept
 
     def _expand_markers(self, row, markup, num_contexts):
         """Turn every context marker into the full block; raise if they do not match the contexts."""
@@ -190,37 +262,28 @@ class C3Processor(ProcessorMixin):
 
     def tokenize_context(self, text: str) -> list[int]:
         """Ids of a context in the encoder's vocabulary: plain text, nothing in it is special."""
-        return self._tokenize_plain([text])[0]
-
-    def _tokenize_plain(self, texts):
-        if self._encoder_tokenizer is None:
-            texts = [self.escape(text) for text in texts]
-        if not texts:
-            return []
-        return self.encoder_tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.encoder_reader.read_plain([text])[0][0]
 
     def _tokenize_contexts(self, rows):
         num_contexts = max(len(row) for row in rows)
-        ids = self._tokenize_plain([context for row in rows for context in row])
-        length = max(len(sequence) for sequence in ids)
-        input_ids = torch.zeros((len(rows), num_contexts, length), dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        slots = ((row, slot) for row, contexts in enumerate(rows) for slot in range(len(contexts)))
-        for (row, slot), sequence in zip(slots, ids):
-            input_ids[row, slot, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, slot, : len(sequence)] = 1
-        return input_ids, mask
+        slots = [contexts[slot] if slot < len(contexts) else "" for contexts in rows for slot in range(num_contexts)]
+        ids = [torch.tensor(ids, dtype=torch.long) for ids, _ in self.encoder_reader.read_plain(slots)]
+        ids, mask = pad_rows(ids, left=False)
+        shape = (len(rows), num_contexts, ids.shape[1])
+        return ids.reshape(shape), mask.reshape(shape)
 
     def apply_chat_template(
         self,
         conversation,
         documents=None,
-        add_generation_prompt=True,
+        add_generation_prompt=None,
         tokenize=True,
         return_dict=True,
         padding=True,
+        truncation=False,
         return_tensors="pt",
         chat_template=None,
+        continue_final_message=False,
         **kwargs,
     ) -> Union[BatchFeature, str, list]:
         """
@@ -234,12 +297,14 @@ class C3Processor(ProcessorMixin):
                 "num_latents": int}`, which only keeps their place: the latents go to `generate` by themselves.
             documents (`list[dict]`, *optional*): each with `text` and perhaps `title`; compressed one by one, in front
                 of the first user message of every chat.
-            add_generation_prompt (`bool`, defaults to `True`): open the assistant's turn at the end.
+            add_generation_prompt (`bool`, *optional*): open the assistant's turn at the end; by default, unless
+                `continue_final_message`.
             tokenize (`bool`, defaults to `True`): `False` returns the markup.
             return_dict (`bool`, defaults to `True`): `False` returns `input_ids` only.
-            padding, return_tensors: as in `__call__`.
+            padding, truncation, return_tensors: as in `__call__`.
             chat_template (`str`, *optional*): instead of the processor's own.
-            kwargs: variables of the template.
+            continue_final_message (`bool`, defaults to `False`): leave the last message open, a begun reply.
+            kwargs: the other options of `__call__`, also as a dict `tokenizer_kwargs`; and variables of the template.
 
         Returns:
             As `__call__`; with latents, `context_latents`
@@ -247,26 +312,32 @@ class C3Processor(ProcessorMixin):
             zeros.
 
         Raises:
-            ValueError: if a context part has not exactly one of `text`, `latents` and `num_blocks`, latents have the
-                wrong shape or number, or one call mixes the three kinds.
+            ValueError: if a message or part is not as above, one call mixes the three kinds of context, documents have
+                no user message to stand in, the template has no place for `tools`, or as in `__call__`.
         """
+        options = {name: kwargs.pop(name) for name in TOKENIZER_OPTIONS if name in kwargs}
+        options |= kwargs.pop("tokenizer_kwargs", None) or {}
         single = bool(conversation) and isinstance(conversation[0], dict)
         chats = [conversation] if single else list(conversation)
+        template = chat_template or self.chat_template
+        if kwargs.get("tools") and "tools" not in template:
+            raise ValueError("`tools` have no place in this chat template. Give a `chat_template` that writes them.")
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
         kwargs.setdefault("context_block", self.context_block)
         texts, rows = [], []
         for chat in chats:
-            chat, contexts = self._take_contexts(chat, documents)
+            chat, contexts = take_contexts(chat, documents, self.num_latents)
             rows.append(contexts)
-            texts.append(
-                self.tokenizer.apply_chat_template(
-                    chat,
-                    documents=documents,
-                    chat_template=chat_template or self.chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                    **kwargs,
-                )
+            text = self.tokenizer.apply_chat_template(
+                chat,
+                documents=documents,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **kwargs,
             )
+            texts.append(reopen_last_turn(text, add_generation_prompt) if continue_final_message else text)
         if not tokenize:
             return texts[0] if single else texts
         kinds = {_kind(context) for row in rows for context in row}
@@ -276,57 +347,12 @@ class C3Processor(ProcessorMixin):
                 "kinds. Compress the texts."
             )
         if kinds <= {"text"}:
-            inputs = self(texts, contexts=rows, padding=padding, return_tensors=return_tensors)
+            inputs = self(texts, rows, padding, truncation, return_tensors, **options)
         else:
-            inputs = BatchFeature(self._tokenize_prompts(texts, padding=padding, return_tensors=return_tensors))
+            inputs = BatchFeature(self._tokenize_prompts(texts, padding, truncation, return_tensors, **options))
             if kinds == {"latents"}:
-                inputs["context_latents"] = _pad_latents(rows)
+                inputs["context_latents"] = _as_tensors(_pad_latents(rows), return_tensors)
         return inputs if return_dict else inputs["input_ids"]
-
-    def _take_contexts(self, chat, documents):
-        """The chat with each context part reduced to its number of blocks, and the contexts in prompt order."""
-        contexts, messages, pending = [], [], [document["text"] for document in documents or []]
-        for message in chat:
-            if message.get("role") == "user":
-                contexts += pending
-                pending = []
-            content = message.get("content")
-            if isinstance(content, str):
-                messages.append(message)
-                continue
-            parts = []
-            for part in content:
-                if part.get("type") == "context":
-                    part, found = self._take_context(part)
-                    contexts += found
-                parts.append(part)
-            messages.append({**message, "content": parts})
-        return messages, contexts
-
-    def _take_context(self, part):
-        """The part for the template, and for each of its contexts the text, the latents, or None for a mere place."""
-        given = [name for name in ("text", "latents", "num_blocks") if part.get(name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                "a context part must have exactly one of `text`, `latents` and `num_blocks`, got "
-                f"{' and '.join(given) or 'none'}. Latents stand for a text that is compressed already."
-            )
-        if given == ["text"]:
-            return {"type": "context", "text": part["text"]}, [part["text"]]
-        if given == ["num_blocks"]:
-            if part.get("num_latents", self.num_latents) != self.num_latents:
-                raise ValueError(
-                    f"`num_latents` of a context part must be {self.num_latents}, the model's, got "
-                    f"{part['num_latents']}. Its latents belong to another model."
-                )
-            return {"type": "context", "num_blocks": part["num_blocks"]}, [None] * part["num_blocks"]
-        latents = part["latents"]
-        if latents.dim() != 3 or latents.shape[1] != self.num_latents:
-            raise ValueError(
-                f"`latents` of a context part must have shape (num_blocks, {self.num_latents}, text_hidden_size), got "
-                f"{tuple(latents.shape)}."
-            )
-        return {"type": "context", "text": "", "num_blocks": len(latents)}, list(latents)
 
     def batch_decode(self, sequences, skip_special_tokens=True, **kwargs) -> list[str]:
         """
@@ -394,6 +420,13 @@ def _as_rows(contexts, text) -> Optional[list]:
         f"`contexts` must be a string, a list of strings or a list of lists of strings, got {type(contexts).__name__}"
         " with other things in it."
     )
+
+
+def _as_tensors(tensor, return_tensors):
+    if return_tensors == "pt":
+        return tensor
+    # numpy has no bfloat16.
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy() if return_tensors else tensor.tolist()
 
 
 def _kind(context):

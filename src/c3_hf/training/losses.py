@@ -142,12 +142,12 @@ class LatentReadout(nn.Module):
         delattr(model, _NAME)
 
     def _read(self, model: C3Model, args: tuple[Any, ...], inputs: dict[str, Any], outputs: Any) -> None:
-        if model.training and inputs.get("context_input_ids") is not None:
-            table = model.encoder.get_input_embeddings().weight
-            latents, ids = outputs["context_latents"], inputs["context_input_ids"]
-            rows, slots = ids.shape[:2]
-            strides = resolve_strides(model.config, inputs.get("context_strides"), rows, slots, latents.device)
-            self._result = self(latents, table, ids, inputs["context_attention_mask"], strides)
+        if not model.training or inputs.get("context_input_ids") is None:
+            return
+        ids, latents = inputs["context_input_ids"], outputs["context_latents"]
+        strides = resolve_strides(model.config, inputs.get("context_strides"), len(ids), ids.shape[1], latents.device)
+        table = model.encoder.get_input_embeddings().weight
+        self._result = self(latents, table, ids, inputs["context_attention_mask"], strides)
 
     def forward(
         self,

@@ -154,7 +154,7 @@ def read_held_out(
         texts = [record["text"] for record in records if "text" in record]
         for ratio in ratios:
             num_tokens = round(ratio * processor.num_latents)
-            heads = (cut_to_tokens(processor.tokenizer, text, num_tokens) for text in texts)
+            heads = (cut_to_tokens(processor.reader, text, num_tokens) for text in texts)
             long = [head for head, text in zip(heads, texts) if len(head) < len(text)][:num_items]
             if not long:
                 raise ValueError(f"`eval_files`: {file.name!r} has no text of {num_tokens} tokens (ratio {ratio:g}).")
@@ -195,7 +195,7 @@ def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str
     """Mean character precision of greedy restoring: 1 - edit distance / length of the longer text, 0 to 1."""
     from rapidfuzz.distance import Levenshtein
 
-    longest = max(len(processor.tokenizer(text)["input_ids"]) for text in texts)
+    longest = max(len(ids) for ids, _ in processor.reader.read_plain(list(texts)))
     if model.config.latent_stride is None:
         restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
     else:

@@ -138,7 +138,8 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         eos_token_id=[end_of_turn, end_of_text],
         pad_token_id=end_of_text,
         do_sample=False,
-        max_new_tokens=4096,
+        # As many as a restored text and its prompt leave room for.
+        max_new_tokens=min(4096, getattr(config.text_config, "max_position_embeddings", 8192) // 2),
     )
     processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
     if arguments.copy_start is not None:
@@ -210,7 +211,7 @@ def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("`lora` needs peft. Install the extra: pip install c3_hf[train]") from error
+        raise ImportError('`lora` needs peft. In a clone of the repository: pip install ".[train]"') from error
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,

@@ -15,6 +15,7 @@ from ..data.collator import C3DataCollator
 from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches, LengthSchedule
 from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_training_files
 from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
+from ..data.tasks import saved_prompts
 from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .losses import LatentReadout
@@ -42,6 +43,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
     model, processor = prepare_model(model_args, mixed_precision=args.bf16 or args.fp16)
+    processor.prompts |= saved_prompts(data_args.tasks)
     readout = None
     if args.readout_weight > 0:
         readout = LatentReadout(body(model), share=args.readout_share)
@@ -174,8 +176,12 @@ def save_trained(trainer: C3Trainer, model_args: ModelArguments) -> None:
         trainer.processor.save_pretrained(trainer.args.output_dir)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse `recipe.yaml --name value ...` and train."""
+def main(arguments: Sequence[str] | None = None) -> Path | None:
+    """Parse `recipe.yaml --name value ...` and train.
+
+    Returns:
+        The folder with the trained model; None on the processes that do not save.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0].startswith("-"):
         raise SystemExit("usage: python -m c3_hf.training.train recipe.yaml [--name value ...]")
@@ -183,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.process_index == 0:
         logger.info(f"Recipe:\n{yaml.safe_dump({**vars(model_args), **vars(data_args)}, sort_keys=False)}")
     train(model_args, data_args, args)
+    return Path(args.output_dir) if args.should_save else None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.latents.restoring import context_room, restore_texts
-from c3_hf.latents.segmentation import encode_plain
 
 
 class C3System(DecoderSystem):
@@ -39,8 +38,7 @@ class C3System(DecoderSystem):
         return self.settings.meter.num_latents
 
     def _fits(self, text: str) -> bool:
-        ids = encode_plain(self.processor.encoder_tokenizer, text)[0]
-        return len(ids) <= context_room(self.model)
+        return len(self.processor.tokenize_context(text)) <= context_room(self.model)
 
 
 def load(settings: SystemSettings) -> C3System:

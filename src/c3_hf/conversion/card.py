@@ -1,10 +1,10 @@
-# Copyright 2026 The c3_hf authors. Licensed under the Apache License, Version 2.0.
-"""The model card that a C3 model writes beside its weights when there is none yet.
+"""The card of a C3 model: what is known of it, and no more."""
 
-One of the remote-code files of every C3 repository on the Hub.
-"""
+from __future__ import annotations
 
-import os
+from pathlib import Path
+
+from c3_hf.modeling.configuration_c3 import C3Config
 
 
 # What transformers puts into a repository on push when it finds no card: nothing about the model itself.
@@ -13,8 +13,7 @@ TRANSFORMERS_TEMPLATE_MARK = "This is the model card of a 🤗 transformers mode
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-license: {license}
-{base_models}tags:
+{license}{base_models}tags:
 - c3
 - context-compression
 - arxiv:2511.15244
@@ -25,7 +24,7 @@ license: {license}
 A Context Cascade Compression model (C3, [arXiv 2511.15244](https://arxiv.org/abs/2511.15244)): a context encoder
 ({encoder}) compresses a text into {num_latents} latent tokens, from which a decoder ({decoder}) restores the text or
 answers questions about it. Without a context it is the plain decoder.
-
+{untrained}
 ```python
 from transformers import AutoModelForCausalLM, AutoProcessor
 
@@ -42,35 +41,39 @@ Latents lose something: restored text can differ from the original, most of all 
 """
 
 
-def render_model_card(config, repo_id: str) -> str:
-    """
-    The card of a model, Markdown with a metadata block.
+_UNTRAINED = """
+**This model is untrained**: its latent queries and projector are as they were drawn, so its latents hold nothing that
+the decoder can read. It is where a training starts.
+"""
+
+
+def render_model_card(config: C3Config, repo_id: str, trained: bool = True) -> str:
+    """The card of a model, Markdown with a metadata block.
 
     Args:
-        config (`C3Config`): its shapes, `license` and `base_models` go into the card.
-        repo_id (`str`): name of the repository or folder, for the title and the snippet.
+        config: its shapes, `license` and `base_models` go into the card, what is None is not mentioned.
+        repo_id: name of the repository or folder, for the title and the snippet.
+        trained: whether queries and projector have been trained.
     """
     base_models = "".join(f"- {name}\n" for name in config.base_models or [])
     return CARD.format(
-        license=config.license,
+        license=f"license: {config.license}\n" if config.license else "",
         base_models=f"base_model:\n{base_models}" if base_models else "",
         name=repo_id.split("/")[-1],
         encoder=_describe(config.encoder_config),
         decoder=_describe(config.text_config),
         num_latents=config.num_latents,
+        untrained="" if trained else _UNTRAINED,
         repo_id=repo_id,
     )
 
 
-def write_model_card(config, directory: str, repo_id: str) -> None:
-    """Write README.md into `directory`, unless somebody's own card is there."""
-    path = os.path.join(directory, "README.md")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            if TRANSFORMERS_TEMPLATE_MARK not in file.read():
-                return
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(render_model_card(config, repo_id))
+def write_model_card(config: C3Config, folder: Path, repo_id: str, trained: bool = True) -> None:
+    """Write README.md into `folder`, unless somebody's own card is there."""
+    path = folder / "README.md"
+    if path.exists() and TRANSFORMERS_TEMPLATE_MARK not in path.read_text(encoding="utf-8"):
+        return
+    path.write_text(render_model_card(config, repo_id, trained), encoding="utf-8")
 
 
 def _describe(config) -> str:

@@ -1,0 +1,213 @@
+# Copyright 2026 The c3_hf authors. Licensed under the Apache License, Version 2.0.
+"""Where latents go: the places of their placeholders, their positions, and whether a model has positions enough.
+
+One of the remote-code files of every C3 repository on the Hub.
+"""
+
+from typing import Optional
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def merge_latents(inputs_embeds, placeholder_mask, context_latents, first_latent=None):
+    """
+    Put the j-th latent of a row in the place of the j-th placeholder of that row.
+
+    Done row by row, not by one `masked_scatter` over the batch: rows may hold different numbers of placeholders, and
+    those beyond a row's latents keep their own embedding (prompt-lookup decoding copies placeholders).
+
+    Args:
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`).
+        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at placeholders.
+        context_latents (`torch.FloatTensor` of shape
+            `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`).
+        first_latent (`torch.LongTensor` of shape `(batch_size,)`, *optional*): latents of each row that are passed
+            over.
+
+    Returns:
+        `torch.FloatTensor` of the shape, dtype and device of `inputs_embeds`.
+    """
+    latents = context_latents.to(inputs_embeds).flatten(1, 2).expand(inputs_embeds.shape[0], -1, -1)
+    placeholder_mask = placeholder_mask.to(inputs_embeds.device)
+    index = placeholder_mask.cumsum(dim=1) - 1
+    if first_latent is not None:
+        index = index + first_latent.to(index.device).unsqueeze(1)
+    fills = placeholder_mask & (index < latents.shape[1])
+    index = index.clamp(min=0, max=latents.shape[1] - 1).unsqueeze(-1).expand(-1, -1, latents.shape[-1])
+    return torch.where(fills.unsqueeze(-1), latents.gather(1, index), inputs_embeds)
+
+
+def learnt_positions(half) -> Optional[int]:
+    """How many positions a half can be given at all: those of its table; `None` where it computes them."""
+    limit = getattr(half.config, "max_position_embeddings", None)
+    words = half.get_input_embeddings()
+    tables = (module for module in half.modules() if isinstance(module, nn.Embedding) and module is not words)
+    return limit if limit is not None and any(table.num_embeddings >= limit for table in tables) else None
+
+
+def check_context_length(config, context_length, table_length):
+    """
+    Check that the encoder has positions for a context, the start marker and the latent queries.
+
+    Args:
+        config (`C3Config`).
+        context_length (`int`): tokens of the longest context.
+        table_length (`int`, *optional*): what [`learnt_positions`] gave for the encoder.
+
+    Raises:
+        ValueError: if a table of positions is too short. Where positions are computed there is a warning.
+    """
+    taken = context_length + 1 + config.num_latents
+    if config.latent_stride is not None:
+        taken = max(context_length + 1, config.num_latents * config.latent_stride)
+    positions = (
+        getattr(config.encoder_config, "max_position_embeddings", None) if table_length is None else table_length
+    )
+    if positions is None or taken <= positions:
+        return
+    text = (
+        f"`context_input_ids` has {context_length} tokens: with the marker and {config.num_latents} latent queries it "
+        f"takes {taken} positions, more than the {positions} positions the context encoder was made for."
+    )
+    advice = f"Cut the text into segments of at most {config.longest_segment} tokens, as c3_hf.compress does."
+    if table_length is not None:
+        raise ValueError(f"{text} {advice}")
+    logger.warning_once(f"{text} Expect poor latents. {advice}")
+
+
+def warn_of_long_context(config, length):
+    """Warn of a context of more tokens than the model was trained to restore. `length` (`int`): of the longest one."""
+    if length > config.longest_segment:
+        logger.warning_once(
+            f"`context_input_ids` has a context of {length} tokens, and this model restores {config.longest_segment} "
+            "(`config.segment_length`): expect the rest to be lost. Cut the text into segments, as c3_hf.compress "
+            "does."
+        )
+
+
+def check_room(config, length, num_contexts, table_length):
+    """
+    Raise if a decoder whose positions come from a table has too few for prompts.
+
+    Args:
+        config (`C3Config`).
+        length (`int`): tokens of the longest prompt, those in a cache included.
+        num_contexts (`int`): contexts of a prompt.
+        table_length (`int`): what [`learnt_positions`] gave for the decoder.
+
+    Returns:
+        `int`: positions left over.
+
+    Raises:
+        ValueError: with what the prompts take and what there is.
+    """
+    taken = length
+    if config.latent_stride is not None:
+        taken += num_contexts * config.num_latents * (config.latent_stride - 1)
+    if taken > table_length:
+        raise ValueError(
+            f"the prompts of {length} tokens, {num_contexts} contexts among them, take {taken} positions, and the "
+            f"decoder has {table_length}. Give shorter prompts or fewer contexts."
+        )
+    return table_length - taken
+
+
+def context_positions(config, contexts):
+    """
+    Mask and positions of the encoder's input: contexts, start marker, latent queries.
+
+    Args:
+        config (`C3Config`).
+        contexts (`Contexts`): checked, with ids.
+
+    Returns:
+        Two `torch.LongTensor` of shape `(rows * num_contexts, context_length + 1 + num_latents)`; both `None` where
+        nothing is padded and positions count up by one.
+    """
+    mask, num_latents = contexts.attention_mask, config.num_latents
+    if mask is None:
+        if contexts.strides is None:
+            return None, None
+        # Without a mask transformers takes positions that do not count up by one for packed sequences, and no query
+        # would see the text.
+        mask = torch.ones_like(contexts.input_ids)
+    mask = mask.flatten(0, 1)
+    attention_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1 + num_latents)], dim=1)
+    # Positions count real tokens only, so that left and right padding give the same latents.
+    position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    if contexts.strides is not None:
+        places = torch.arange(1, num_latents + 1, device=mask.device) * contexts.strides.reshape(-1, 1) - 1
+        position_ids = torch.cat([position_ids[:, :-num_latents], places], dim=1)
+    return attention_mask, position_ids
+
+
+def stride_positions(config, placeholder_mask, attention_mask, context_strides):
+    """
+    Positions of prompts whose latents keep the positions of their text.
+
+    A block of placeholders takes `num_latents * latent_stride` positions. Its placeholders sit `context_strides` apart
+    at the end of them, so that what follows lies at the same distance behind the latents for every stride, and a text
+    token at the same distance behind its latent for every length.
+
+    Args:
+        config (`C3Config`): with a `latent_stride`.
+        placeholder_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): True at placeholders. Those
+            behind the last context are ordinary tokens.
+        attention_mask (`torch.Tensor` of the same shape): 1 at tokens, 0 at padding.
+        context_strides (`torch.LongTensor` of shape `(batch_size or 1, num_contexts)`).
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, sequence_length)`.
+    """
+    num_latents = config.num_latents
+    index = placeholder_mask.cumsum(dim=1) - 1
+    slot = index.div(num_latents, rounding_mode="floor")
+    in_block = placeholder_mask & (slot < context_strides.shape[1])
+    context_strides = context_strides.expand(len(index), -1)
+    strides = context_strides.gather(1, slot.clamp(min=0, max=context_strides.shape[1] - 1))
+    # The first placeholder of a block skips what a smaller stride leaves over.
+    skipped = torch.where(index % num_latents == 0, num_latents * (config.latent_stride - strides), 0)
+    advance = torch.where(in_block, strides + skipped, 1) * attention_mask.to(strides.dtype)
+    return (advance.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def continued_positions(config, inputs_embeds, attention_mask, cache, placeholder_mask, context_strides):
+    """
+    Positions of a call that was given none, of a model whose latents keep the positions of their text.
+
+    Args:
+        config (`C3Config`): with a `latent_stride`.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`).
+        attention_mask (`torch.Tensor` of shape `(batch_size, total_length)`, *optional*).
+        cache (`Cache`, *optional*): its `position_delta`, if any, is what an earlier call returned as the third.
+        placeholder_mask, context_strides (*optional*): see [`stride_positions`]; of this call.
+
+    Returns:
+        The mask `(batch_size, total_length)`, the positions `(batch_size, sequence_length)`, and by how much they are
+        ahead of the number of tokens, `(batch_size, 1)`: the cache carries it to the next call.
+
+    Raises:
+        ValueError: if the mask has another number of dimensions.
+    """
+    batch_size, length = inputs_embeds.shape[:2]
+    past_length = 0 if cache is None else cache.get_seq_length()
+    if attention_mask is None:
+        attention_mask = torch.ones(batch_size, past_length + length, device=inputs_embeds.device)
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"`attention_mask` has {attention_mask.dim()} dimensions and no `position_ids` came with it: a model "
+            "with `latent_stride` finds them from a mask (batch_size, sequence_length). Give one of the two."
+        )
+    counted = attention_mask.long().cumsum(dim=1) - 1
+    delta = getattr(cache, "position_delta", None) if past_length else None
+    position_ids = counted[:, -length:] if delta is None else counted[:, -length:] + delta
+    if placeholder_mask is not None:
+        steps = stride_positions(config, placeholder_mask, attention_mask[:, -length:], context_strides)
+        position_ids = steps + position_ids[:, :1].clamp(min=0)
+    delta = position_ids[:, -1:] - counted[:, -1:]
+    return attention_mask, position_ids.clamp(min=0), delta
