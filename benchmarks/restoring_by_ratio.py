@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import c3_hf
-from c3_hf.data.mixture import cut_to_tokens
+from c3_hf.data.samples import cut_to_tokens
 from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
 from c3_hf.evaluation.metrics.char_precision import char_precision
 from c3_hf.latents.restoring import restore_texts
