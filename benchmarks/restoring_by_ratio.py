@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import c3_hf
-from c3_hf.data.mixture import cut_to_tokens
+from c3_hf.data.samples import cut_to_tokens
 from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.evaluation.metrics.tokens import accuracy_by_position
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from c3_hf.data.schema import parse_record
+from c3_hf.data.records import parse_record
 
 
 def contexts_of(example):

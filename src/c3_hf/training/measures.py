@@ -1,10 +1,9 @@
-"""Restoring of held-out text during training: teacher-forced token accuracy and free-running character precision."""
+"""What is measured while training: speed, accuracy by length, what the collator met, restoring of held-out text."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,91 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
-from ..data.collator import C3DataCollator
+from ..data.collator import OUTCOMES, C3DataCollator
 from ..data.lengths import SampleKey
-from ..data.mixture import Sample, cut_to_tokens
+from ..data.samples import Sample, cut_to_tokens
 from ..data.tasks import restore
+from ..files import append_jsonl, read_jsonl
 from ..latents.restoring import restore_texts
+
+
+# Contexts are sorted into bins by length in tokens: up to 8, 9 to 16, 17 to 32, ... and above the last.
+LENGTH_BINS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class JsonlLog(TrainerCallback):
+    """Appends every log entry to a JSONL file, with the step and the seconds since the start of the process."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._start = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Write one line; called by the Trainer."""
+        if not state.is_world_process_zero or not logs:
+            return
+        entry = {"step": state.global_step, "seconds": round(time.monotonic() - self._start, 1), **logs}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        append_jsonl(self._path, [entry])
+
+
+class TrainingMeter:
+    """Counts tokens, right answers and outcomes between two log entries, over all processes."""
+
+    def __init__(self) -> None:
+        self._outcomes = torch.zeros(len(OUTCOMES), dtype=torch.long)
+        self._right = torch.zeros(len(LENGTH_BINS) + 1, 2, dtype=torch.long)
+        self._read = torch.zeros(2, dtype=torch.long)
+        self._tokens = 0
+        self._clock = time.monotonic()
+
+    def add(self, num_tokens: int, context_length: int, right: torch.Tensor, outcomes: torch.Tensor) -> None:
+        """Take in one micro-batch.
+
+        Args:
+            num_tokens: positions that went through the model, encoder and decoder together.
+            context_length: padded length of its contexts, in tokens.
+            right: right and all labelled tokens, int64 of shape `(2,)`.
+            outcomes: counts of the collator, int64 of shape `(len(OUTCOMES),)`.
+        """
+        self._tokens += num_tokens
+        self._outcomes += outcomes.cpu()
+        number = sum(context_length > limit for limit in LENGTH_BINS)
+        self._right[number] += right.cpu()
+
+    def add_read(self, counts: torch.Tensor) -> None:
+        """Take in the right and all tokens read out of the latents of a micro-batch: int64 of shape `(2,)`."""
+        self._read += counts.cpu()
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last entry out of the speed, as after an evaluation."""
+        self._clock = time.monotonic()
+
+    def collect(self, total: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Return the entries since the last call and start anew.
+
+        Args:
+            total: sums a tensor over all processes.
+        """
+        now = time.monotonic()
+        counts = torch.cat([torch.tensor([self._tokens]), self._read, self._outcomes, self._right.flatten()])
+        values = total(counts).tolist()
+        entries: dict[str, float] = {"tokens_per_second": round(values[0] / max(now - self._clock, 1e-9), 1)}
+        entries.update({f"outcome_{name}": count for name, count in zip(OUTCOMES, values[3:]) if count})
+        if values[2]:
+            entries["readout_accuracy"] = round(values[1] / values[2], 4)
+        pairs = values[3 + len(OUTCOMES) :]
+        names = [*(f"accuracy_to_{limit}" for limit in LENGTH_BINS), f"accuracy_over_{LENGTH_BINS[-1]}"]
+        for name, right, labelled in zip(names, pairs[::2], pairs[1::2]):
+            if labelled:
+                entries[name] = round(right / labelled, 4)
+        self._tokens, self._clock = 0, now
+        self._read.zero_()
+        self._outcomes.zero_()
+        self._right.zero_()
+        return entries
 
 
 @dataclass(frozen=True)
@@ -72,10 +150,8 @@ def read_held_out(
     """
     cut = []
     for file in files:
-        opener = gzip.open if file.path.suffix == ".gz" else open
-        with opener(file.path, "rt", encoding="utf-8") as lines:
-            records = [json.loads(line) for line in lines]
-        texts = [record["text"] for record in records if file.kind is None or record["kind"] == file.kind]
+        records = (record for record in read_jsonl(file.path) if file.kind in (None, record.get("kind")))
+        texts = [record["text"] for record in records if "text" in record]
         for ratio in ratios:
             num_tokens = round(ratio * processor.num_latents)
             heads = (cut_to_tokens(processor.reader, text, num_tokens) for text in texts)

@@ -8,9 +8,9 @@ import torch
 import factories
 from c3_hf.data.collator import C3DataCollator
 from c3_hf.data.lengths import SampleKey
-from c3_hf.data.mixture import Sample
+from c3_hf.data.samples import Sample
 from c3_hf.data.tasks import restore
-from c3_hf.training.loss import count_right, distillation_loss, token_loss
+from c3_hf.training.losses import count_right, distillation_loss, token_loss
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
-from .schema import TrainingExample
-from .sources import RecordSource, StreamingSource
-from .synthetic import TEXT_KINDS, Draw
-from .tasks import FACT_TOKENS, TASKS
+from .records import RecordSource, StreamingSource, TrainingExample
+from .tasks import FACT_TOKENS, TASKS, TEXT_KINDS, Draw
 
 
 # Characters from which a passage is cut, per token wanted: a little more than a token of a small vocabulary holds on

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from c3_hf.data.lengths import LengthSchedule
-from c3_hf.training.curriculum import AdaptiveCurriculum
+from c3_hf.data.lengths import AdaptiveCurriculum, LengthSchedule
 
 
 def make(max_tokens=100, **changes):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from c3_hf.data.lengths import LengthGroupedBatches, LengthSchedule, SampleKey
-from c3_hf.data.mixture import ExampleMaker, MixtureDataset, StreamingMixtureDataset, cut_to_tokens
-from c3_hf.data.sources import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from c3_hf.data.records import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from c3_hf.data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset, cut_to_tokens
 
 
 SCHEDULE = LengthSchedule(8, [(0, 64)])
