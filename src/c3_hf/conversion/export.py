@@ -73,6 +73,12 @@ def export(
     max_shard_size = weights.parse_size(max_shard_size)
     source, _ = fetch_folder(model, revision, token)
     config = read_config(source)
+    if config.latent_stride is not None and layout != "encoder":
+        raise ValueError(
+            f"`layout` {layout!r} cannot hold this model: its latents keep the positions of their text "
+            f"(`latent_stride` {config.latent_stride}), and what reads the exported folder counts positions up by "
+            "one. Serve the model itself."
+        )
     tensors = {tensor.name: tensor for tensor in list_tensors(source)}
     check_layers(source, config, tensors)
     problems = compare_shapes(expected_shapes(config, source / "config.json"), WeightPlan(sources=tensors))
