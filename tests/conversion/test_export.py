@@ -176,7 +176,7 @@ def test_halves_of_other_families_export_too(pairs, tmp_path):
 @pytest.mark.parametrize("layout", ["original", "decoder"])
 def test_latents_with_a_stride_have_no_place_in_a_stock_decoder(released, tmp_path, layout):
     folder = tmp_path / "model"
-    convert(released(), folder)
+    convert(released().write(tmp_path / "source"), folder)
     config = read(folder / "config.json")
     (folder / "config.json").write_text(json.dumps({**config, "latent_stride": 4}), encoding="utf-8")
     with pytest.raises(ValueError, match=f"`layout` '{layout}' cannot hold this model: its latents keep the positions"):
