@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from c3_hf import C3Processor
-from c3_hf.conversion.marker_tokens import add_markers
+from c3_hf.conversion.new_model import add_markers
 from c3_hf.modeling.prompt_c3 import ESCAPE, build_chat_template, install_escapes
 from factories import NUM_LATENTS, SPECIAL_TOKENS, make_processor, make_tokenizer
 
