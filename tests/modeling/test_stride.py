@@ -148,6 +148,19 @@ def test_ways_of_generating_agree(model, options):
 
 
 @torch.no_grad()
+def test_steps_are_alike_for_the_compiler(model):
+    """A step whose positions lie in memory in another way than those of the step before is compiled again."""
+    seen = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"].stride()), with_kwargs=True
+    )
+    model.generate(**padded("left"), **contexts(), **GREEDY, cache_implementation="static", disable_compile=True)
+    hook.remove()
+    assert len(seen) > 2
+    assert set(seen[1:]) == {(1, 1)}
+
+
+@torch.no_grad()
 def test_assisted_by_another_model_and_by_itself(model):
     row = {"input_ids": torch.tensor(PROMPTS[1:]), **contexts_of_row(1)}
     expected = model.generate(**row, **GREEDY)[0].tolist()

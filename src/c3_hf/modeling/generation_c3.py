@@ -208,7 +208,8 @@ class C3GenerationMixin(GenerationMixin):
             if model_inputs.get("attention_mask") is None:
                 model_inputs["attention_mask"] = attention_mask
         positions = stride_positions(self.config, placeholders, attention_mask, context_strides)
-        model_inputs["position_ids"] = positions[:, -step_length:].contiguous()
+        # Cloned, because one column counts as contiguous with any stride, and another stride compiles the step again.
+        model_inputs["position_ids"] = positions[:, -step_length:].clone(memory_format=torch.contiguous_format)
         cache = model_inputs.get(CACHE_NAME)
         if cache is not None:
             # For a next turn that does not bring the latents again.
