@@ -220,6 +220,42 @@ def keep_rows(cache, rows):
         cache.position_delta = delta[rows]
 
 
+def resolve_strides(config, context_strides, num_rows, num_contexts, device):
+    """
+    Tokens that each latent of a context stands for.
+
+    Args:
+        config (`C3Config`).
+        context_strides (`int`, `list` or `torch.LongTensor` of shape `(batch_size or 1, num_contexts)`, *optional*):
+            `None` means `config.latent_stride` for every context.
+        num_rows, num_contexts (`int`): shape of what is asked for.
+        device (`torch.device`).
+
+    Returns:
+        `torch.LongTensor` of shape `(num_rows, num_contexts)`; `None` for a model without a stride.
+
+    Raises:
+        ValueError: if strides are given for a model without, or have another shape.
+    """
+    if config.latent_stride is None:
+        if context_strides is not None:
+            raise ValueError(
+                "`context_strides` was given, but the latents of this model have no stride (`config.latent_stride` is "
+                "None). Leave it out."
+            )
+        return None
+    if context_strides is None:
+        return torch.full((num_rows, num_contexts), config.latent_stride, device=device)
+    strides = torch.as_tensor(context_strides, device=device)
+    try:
+        return strides.expand(num_rows, num_contexts)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`context_strides` must have shape (batch_size, num_contexts), here ({num_rows}, {num_contexts}), or one "
+            f"row or one number for all, got {tuple(strides.shape)}."
+        ) from error
+
+
 def continued_positions(config, inputs_embeds, attention_mask, cache, placeholder_mask, context_strides):
     """
     Positions of a call that was given none, of a model whose latents keep the positions of their text.
