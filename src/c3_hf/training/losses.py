@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from ..modeling.positions_c3 import resolve_strides
 from ..modeling.modeling_c3 import C3Model
+from ..modeling.positions_c3 import resolve_strides
 
 
 READOUT_FILE = "readout.safetensors"
