@@ -145,7 +145,7 @@ class _Asker:
         """Print the answer to a free question as it comes."""
         from transformers import TextStreamer
 
-        from c3_hf.latents.asking import best_segments
+        from c3_hf.latents.ask import best_segments
 
         room = self._positions() - self._prompt_length(0, question)
         block = self._prompt_length(1, question) - self._prompt_length(0, question)
@@ -200,12 +200,11 @@ class _Asker:
 
     def _texts(self, chosen: list[int]) -> list[str]:
         """The texts of segments: read if the source was given, else restored."""
-        from c3_hf.latents import CompressedContext, iter_restored
-        from c3_hf.latents.segmentation import TextReader
-        from c3_hf.latents.verification import read_segments
+        from c3_hf import C3Pipeline, CompressedContext
+        from c3_hf.latents.restore import read_segments
 
         if self.args.text is not None:
-            read = read_segments(self.contexts[0], TextReader(Path(self.args.text)), self.processor)
+            read = read_segments(self.contexts[0], Path(self.args.text), self.processor)
             return [read[index].text for index in chosen]
         texts: list[str] = []
         first = 0
@@ -214,9 +213,8 @@ class _Asker:
             first += len(context)
             if wanted:
                 joined = CompressedContext.concatenate(wanted)
-                pieces = iter_restored(
-                    joined, self.model, self.processor, batch_size=self.args.batch_size, progress=True
-                )
+                pipe = C3Pipeline(self.model, self.processor)
+                pieces = pipe.iter_restored(joined, batch_size=self.args.batch_size, progress=True)
                 texts += [data.decode("utf-8", "replace") for data, _ in pieces]
         return texts
 
@@ -240,7 +238,7 @@ class _Asker:
         return length + len(self.processor.tokenizer(self.args.start or "", add_special_tokens=False)["input_ids"])
 
     def _positions(self) -> int:
-        from c3_hf.latents.restoring import decoder_positions
+        from c3_hf.latents.decoding import decoder_positions
 
         return decoder_positions(self.model)
 

@@ -130,8 +130,8 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
 
 
 def _compress(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> None:
-    from c3_hf.latents import compress
-    from c3_hf.latents.output import is_stream
+    from c3_hf import compress
+    from c3_hf.files import is_stream
 
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
@@ -156,7 +156,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `CompressionOptions` that are arguments of the command."""
     import torch
 
-    from c3_hf.latents.compressor import CompressionOptions
+    from c3_hf import CompressionOptions
 
     names = [field.name for field in dataclasses.fields(CompressionOptions)]
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
@@ -165,8 +165,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _is_current(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
-    from c3_hf.latents import CompressedContext
-    from c3_hf.latents.compressor import CompressionOptions, Compressor
+    from c3_hf import C3Pipeline, CompressedContext
 
     if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
         return False
@@ -179,5 +178,4 @@ def _is_current(job: Job, model: Any, processor: Any, args: argparse.Namespace) 
     with open(job.source, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    compressor = Compressor(model, processor, CompressionOptions(**_options(args)).resolved(model))
-    return compressor.would_make(context, digest.hexdigest())
+    return C3Pipeline(model, processor).would_make(context, digest.hexdigest(), **_options(args))

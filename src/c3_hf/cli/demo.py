@@ -73,28 +73,25 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from c3_hf import C3Pipeline
     from c3_hf.evaluation.metrics.char_precision import char_precision
-    from c3_hf.latents.compressor import default_segment_length
-    from c3_hf.latents.restoring import restore_texts
-    from c3_hf.latents.segmentation import iter_segments
 
     if args.model is None:
         # The bundled model is so small that a second thread costs more than it brings, on a busy machine far more.
         torch.set_num_threads(1)
     model, processor = load_model(args)
     started = time.perf_counter()
+    pipe = C3Pipeline(model, processor)
     num_latents = model.config.num_latents
-    length = default_segment_length(model.config) if args.ratio is None else int(num_latents * args.ratio)
-    segments = list(iter_segments(text, processor.encoder_tokenizer, length))
-    texts = [segment.text for segment in segments]
-    restored = "".join(restore_texts(model, processor, texts, batch_size=args.batch_size, progress=True))
+    length = None if args.ratio is None else int(num_latents * args.ratio)
+    context = pipe.compress(text, segment_length=length, batch_size=args.batch_size)
+    restored = pipe.restore(context, batch_size=args.batch_size, progress=True).text
     seconds = time.perf_counter() - started
 
-    num_tokens = sum(len(segment.token_ids) for segment in segments)
-    ratio = num_tokens / (len(segments) * num_latents)
+    num_tokens, ratio = context.num_tokens, context.compression_ratio
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"Original: {len(text)} characters, {num_tokens} tokens\n\n{text.rstrip()}\n")
-    print(f"Restored from {len(segments)} × {num_latents} latents\n")
+    print(f"Restored from {len(context)} × {num_latents} latents\n")
     print(f"{mark_differences(text, restored, colour).rstrip()}\n")
     print(
         f"compression ratio {ratio:.2f}×, character precision {100 * char_precision(restored, text):.2f} %, "

@@ -112,10 +112,11 @@ def _restore(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> 
 
 def _write_restored(context: Any, file: IO[bytes], model: Any, processor: Any, batch_size: int) -> int:
     """Write the text, and give the number of exact segments."""
-    from c3_hf.latents import iter_restored
+    from c3_hf import C3Pipeline
 
     exact = 0
-    for data, is_exact in iter_restored(context, model, processor, batch_size=batch_size, progress=True):
+    pipe = C3Pipeline(model, processor)
+    for data, is_exact in pipe.iter_restored(context, batch_size=batch_size, progress=True):
         file.write(data)
         exact += is_exact
     return exact
