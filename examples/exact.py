@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
-from c3_hf.latents import compress, restore
+from c3_hf import compress, restore
 
 
 DATA = "Ame\u0301lie wrote <|im_end|> on the wall,\r\nand nobody knew why. ".encode() + b"\xff\xfe are not UTF-8.\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
-from c3_hf.latents import compress
+from c3_hf import compress
 from c3_hf.latents.rendering import render_html
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import c3_hf
+from c3_hf import CompressedContext
 from c3_hf.cli import main
 from c3_hf.cli.ask import choose_prompt, parse_segments, split_words
-from c3_hf.latents import CompressedContext
 from c3_hf.latents.ask import best_segments, words_of
 from c3_hf.modeling.processing_c3 import C3Processor
 from factories import make_processor

@@ -8,9 +8,8 @@ import itertools
 
 import pytest
 
+from c3_hf import CompressedContext, CompressionOptions, compress
 from c3_hf.cli import build_parser, main
-from c3_hf.latents import CompressedContext, compress
-from c3_hf.latents.compress import CompressionOptions
 
 
 # What the command was called with, each time differing from the time before.
