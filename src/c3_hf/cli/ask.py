@@ -200,8 +200,9 @@ class _Asker:
 
     def _texts(self, chosen: list[int]) -> list[str]:
         """The texts of segments: read if the source was given, else restored."""
-        from c3_hf import C3Pipeline, CompressedContext
+        from c3_hf.latents import CompressedContext
         from c3_hf.latents.restore import read_segments
+        from c3_hf.pipeline import C3Pipeline
 
         if self.args.text is not None:
             read = read_segments(self.contexts[0], Path(self.args.text), self.processor)

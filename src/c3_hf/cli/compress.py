@@ -130,8 +130,8 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
 
 
 def _compress(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> None:
-    from c3_hf import compress
     from c3_hf.files import is_stream
+    from c3_hf.pipeline import compress
 
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
@@ -156,7 +156,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `CompressionOptions` that are arguments of the command."""
     import torch
 
-    from c3_hf import CompressionOptions
+    from c3_hf.latents import CompressionOptions
 
     names = [field.name for field in dataclasses.fields(CompressionOptions)]
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
@@ -165,7 +165,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _is_current(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
-    from c3_hf import C3Pipeline, CompressedContext
+    from c3_hf.latents import CompressedContext
+    from c3_hf.pipeline import C3Pipeline
 
     if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
         return False

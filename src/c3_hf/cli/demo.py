@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from c3_hf import C3Pipeline
     from c3_hf.evaluation.metrics.char_precision import char_precision
+    from c3_hf.pipeline import C3Pipeline
 
     if args.model is None:
         # The bundled model is so small that a second thread costs more than it brings, on a busy machine far more.

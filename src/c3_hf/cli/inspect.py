@@ -162,8 +162,8 @@ def _print_segments(rows: list[dict[str, Any]]) -> None:
 
 
 def _show_heat(context: Any, args: argparse.Namespace) -> None:
-    from c3_hf import verify
     from c3_hf.latents.rendering import render_html, render_terminal
+    from c3_hf.pipeline import verify
 
     model, processor = load_model(args)
     source = Path(args.text)

@@ -112,7 +112,7 @@ def _restore(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> 
 
 def _write_restored(context: Any, file: IO[bytes], model: Any, processor: Any, batch_size: int) -> int:
     """Write the text, and give the number of exact segments."""
-    from c3_hf import C3Pipeline
+    from c3_hf.pipeline import C3Pipeline
 
     exact = 0
     pipe = C3Pipeline(model, processor)
