@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from c3_hf import CompressionOptions, compress
-from c3_hf.evaluation.metrics.char_precision import char_precision
+from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.latents.compress import Compressor
 from c3_hf.latents.context import project
 from c3_hf.latents.decoding import Restorer, batches_by_length, decode_tokens, generation_budget

@@ -16,7 +16,7 @@ from . import tiny_model_path
 from .latents import CompressedContext, CompressionOptions, RestoredText
 from .latents.ask import Answer, ask
 from .latents.compress import Compressor, compress_text
-from .latents.decoding import Restorer
+from .latents.decoding import Restorer, skipped_positions
 from .latents.measure import Calibration
 from .latents.restore import iter_restored, restore_all, verify_context
 from .latents.segments import Source
@@ -169,6 +169,13 @@ class C3Pipeline:
         chosen = dataclasses.replace(options or CompressionOptions(), **changes)
         return Compressor(self.restorer, chosen).would_make(context, text_sha256)
 
+    def positions_taken(self, messages: Conversation) -> int:
+        """Positions of the decoder that a conversation takes before its reply."""
+        found: list[CompressedContext] = []
+        rendered = [self._with_latents(message, found) for message in messages]
+        length = self.processor.apply_chat_template(rendered)["input_ids"].shape[1]
+        return length + sum(map(len, found)) * skipped_positions(self.model)
+
     @overload
     def restore(self, contexts: CompressedContext, **options: Any) -> RestoredText: ...
 
@@ -269,7 +276,11 @@ class C3Pipeline:
             if context is None and isinstance(part, dict) and part.get("type") == "context" and "text" in part:
                 context = self.compress(part["text"], dtype=torch.float32)
             found += [] if context is None else [context]
-            content += [part] if context is None else context.content_parts(self.model)
+            if context is None:
+                content.append(part)
+            elif len(context):
+                self.restorer.fingerprints.check(context)
+                content.append({"type": "context", "latents": context.project(self.model)})
         return {**message, "content": content}
 
     def _strides(self, context: CompressedContext) -> list[int]:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from c3_hf.evaluation.metrics.char_precision import char_precision
+    from c3_hf.evaluation.metrics.characters import char_precision
     from c3_hf.pipeline import C3Pipeline
 
     if args.model is None:
