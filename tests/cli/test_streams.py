@@ -90,8 +90,6 @@ def test_words_that_are_no_text(words, run, here, no_model, capsys):
 )
 def test_a_closed_standard_input(words, run, here, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
-    if words[0] == "ask":
-        monkeypatch.setattr("c3_hf.cli.ask.choose_prompt", lambda *_: "ask")
     assert run(*words) == 1
     assert "standard input is closed; leave it open, or give a file instead of -" in one_line_of(capsys)
 

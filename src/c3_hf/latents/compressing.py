@@ -56,8 +56,8 @@ def compress(
         output: File to write, by custom `*.c3`. An existing one is replaced when the new one is complete. One run
             at a time writes a file; a second one is an error.
         append: Put the segments behind those of the existing `output`.
-        segment_length: Most tokens of a segment; by default `segment_length` of the model's configuration, where
-            that is None 20 for each latent.
+        segment_length: Most tokens of a segment; by default what the model was made for (`config.segment_length`),
+            where that is None 20 for each latent.
         dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
         verify: Measure each segment's fidelity.
         exact: Byte-exact mode: store what the latents do not bring back.
