@@ -8,7 +8,11 @@ import sys
 import pytest
 
 
-TEXT = "The harbour was empty. The keeper of the lighthouse at Rostock is Edith Parker. It rained all day long.\n"
+TEXT = (
+    "The harbour was empty. The access code of the depot at Bergen is 482913. Nobody knew why. The access code of the "
+    "depot at Lyon is 107745. It rained. The keeper of the lighthouse at Rostock is Edith Parker. So the day went by "
+    "us."
+)
 
 
 @pytest.fixture
@@ -26,14 +30,10 @@ def run_example(repository, tmp_path, monkeypatch, capsys):
 
 def test_compressing_once_and_asking_often(run_example):
     shown = run_example("compress_and_ask.py")
-    assert (
-        "'The access code of the depot at Trieste is' -> 'The access code of the depot at Trieste is 481920." in shown
-    )
+    assert "-> 'The access code of the depot at Trieste is 481920." in shown
     assert "On Sundays the depot is closed." in shown
-    shown = run_example(
-        "compress_and_ask.py", "a.txt", "The", "keeper", "of", "the", "lighthouse", "at", "Rostock", "is"
-    )
-    assert "is Edith Parker.'" in shown
+    shown = run_example("compress_and_ask.py", "a.txt", "The access code of the depot at Bergen is")
+    assert "-> 'The access code of the depot at Bergen is 482913." in shown
     assert shown.endswith(TEXT + "\n")
 
 
