@@ -89,7 +89,7 @@ class C3Pipeline:
         return self.model.dtype
 
     @property
-    def max_segment_length(self) -> int:
+    def longest_segment(self) -> int:
         """Most tokens that a segment can have, by the positions of both halves; more than the model may be good at."""
         return min(context_room(self.model), Restorer(self.model, self.processor).room - 1)
 
