@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from c3_hf.latents.restoring import Restorer, generation_budget
+from c3_hf.latents.decoding import Restorer, generation_budget
 
 from .record import ROOT, measure, ratio, spread
 from .shapes import Setup

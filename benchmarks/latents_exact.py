@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from c3_hf.latents import CompressedContext, restore
-from c3_hf.latents.compressor import CompressOptions, Compressor
+from c3_hf.latents.compress import CompressOptions, Compressor
 from c3_hf.latents.fingerprints import fingerprint_model
-from c3_hf.latents.restoring import context_batch
-from c3_hf.latents.segmentation import iter_segments
-from c3_hf.latents.verification import measure_margins
+from c3_hf.latents.decoding import context_batch
+from c3_hf.latents.segments import iter_segments
+from c3_hf.latents.measure import measure_margins
 
 from .latents_setup import data_hash, load, parser, records, write_record
 

@@ -17,10 +17,10 @@ import torch
 
 from c3_hf.evaluation.metrics.char_precision import char_precision
 from c3_hf.latents import compress
-from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision
-from c3_hf.latents.restoring import Restorer, batches_by_length, context_batch, decode_tokens, generation_budget
-from c3_hf.latents.segmentation import Segment, iter_segments
-from c3_hf.latents.verification import measure_margins
+from c3_hf.latents.measure import Calibration, SegmentFidelity, expected_precision
+from c3_hf.latents.decoding import Restorer, batches_by_length, context_batch, decode_tokens, generation_budget
+from c3_hf.latents.segments import Segment, iter_segments
+from c3_hf.latents.measure import measure_margins
 
 from .latents_setup import data_hash, load, parser, texts, write_record
 

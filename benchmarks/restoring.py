@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from c3_hf.latents.restoring import Restorer, batches_by_length
+from c3_hf.latents.decoding import Restorer, batches_by_length
 
 from .record import measure, ratio, spread
 from .shapes import Setup

@@ -212,7 +212,7 @@ class Setup:
     def generate(self, new_tokens: int, input_ids: torch.LongTensor, **options: Any) -> torch.LongTensor:
         """Exactly `new_tokens` greedy tokens, `(batch_size, prompt_length + new_tokens)`.
 
-        Batches are decoded in stretches on a CPU, as in `c3_hf.latents.restoring.Restorer`. On a GPU the cache is
+        Batches are decoded in stretches on a CPU, as in `c3_hf.latents.decoding.Restorer`. On a GPU the cache is
         static: generate() then compiles the decode step by itself.
         """
         contexts = {"context_input_ids", "context_latents"} & set(options)

@@ -12,7 +12,7 @@ import c3_hf
 from c3_hf.cli import main
 from c3_hf.cli.ask import parse_segments, split_words
 from c3_hf.latents import CompressedContext
-from c3_hf.latents.asking import best_segments, choose_prompt, words_of
+from c3_hf.latents.ask import best_segments, choose_prompt, words_of
 from c3_hf.modeling.processing_c3 import C3Processor
 from factories import make_processor
 

@@ -10,10 +10,10 @@ import torch
 from tokenizers import normalizers
 
 from c3_hf.latents import CompressedContext, RestoredText, compress, restore, restore_texts, verify
-from c3_hf.latents.fidelity import Calibration, SegmentFidelity
+from c3_hf.latents.measure import Calibration, SegmentFidelity
 from c3_hf.latents.rendering import WRONG, heat_segments
-from c3_hf.latents.restored import iter_restored
-from c3_hf.latents.storage import read_file, write_file
+from c3_hf.latents.restore import iter_restored
+from c3_hf.latents.file import read_file, write_file
 from c3_hf.modeling.processing_c3 import C3Processor
 from factories import NUM_LATENTS, make_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 
 from c3_hf.latents import CompressedContext, restore
 from c3_hf.latents.fingerprints import fingerprint_model, fingerprint_processor
-from c3_hf.latents.quantization import LATENT_DTYPES, dequantize, quantize
+from c3_hf.latents.context import LATENT_DTYPES, dequantize, quantize
 from factories import make_model, make_processor
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from c3_hf.latents import CompressedContext, compress, restore, verify
-from c3_hf.latents.residual import Residual
-from c3_hf.latents.storage import INDEX, segment_checksums, tensor_bytes
+from c3_hf.latents.exact import Residual
+from c3_hf.latents.file import INDEX, segment_checksums, tensor_bytes
 
 
 TEXT = "The keeper of the light counted the ships twice, as his father had.\n\n“Eleven,” he said — 数到第十一艘."

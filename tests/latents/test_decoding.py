@@ -8,7 +8,7 @@ from transformers import LogitsProcessorList
 
 from c3_hf.latents import decoding
 from c3_hf.latents.decoding import ForcedTokens, generate_in_stretches
-from c3_hf.latents.restoring import Restorer
+from c3_hf.latents.decoding import Restorer
 from factories import make_model, make_processor, sub_config
 
 

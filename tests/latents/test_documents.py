@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import c3_hf
-from c3_hf.latents.storage import ORDER
+from c3_hf.latents.file import ORDER
 
 
 @pytest.fixture(scope="module")

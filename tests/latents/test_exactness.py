@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from c3_hf import C3ForConditionalGeneration
 from c3_hf.latents import compress, restore, verify
-from c3_hf.latents.exactness import ExactCounts, build_residual, keep_what_restores, restore_bytes
-from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision, to_margin_dtype
-from c3_hf.latents.residual import Residual
-from c3_hf.latents.restoring import Restorer, context_batch, restore_texts
-from c3_hf.latents.segmentation import Segment
-from c3_hf.latents.verification import measure_margins
+from c3_hf.latents.exact import ExactCounts, build_residual, keep_what_restores, restore_bytes
+from c3_hf.latents.measure import Calibration, SegmentFidelity, expected_precision, to_margin_dtype
+from c3_hf.latents.exact import Residual
+from c3_hf.latents.decoding import Restorer, context_batch, restore_texts
+from c3_hf.latents.segments import Segment
+from c3_hf.latents.measure import measure_margins
 from factories import make_model, make_processor
 
 
@@ -154,7 +154,7 @@ def test_the_check_is_a_restore_that_can_be_left_out(check, monkeypatch):
     context = compress(text, MODEL, PROCESSOR, exact=True, exact_check=check, segment_length=16)
     assert restore(context, MODEL, PROCESSOR).text == text
     # Corrections that do not hold: with the check the bytes are stored, without it restoring is an error.
-    monkeypatch.setattr("c3_hf.latents.compressor.build_residual", lambda *args: Residual(((0, 65),)))
+    monkeypatch.setattr("c3_hf.latents.compress.build_residual", lambda *args: Residual(((0, 65),)))
     context = compress(text, MODEL, PROCESSOR, exact=True, exact_check=check, segment_length=16)
     if check:
         assert restore(context, MODEL, PROCESSOR).text == text

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from c3_hf.latents import compress, restore
-from c3_hf.latents.fitting import MeasuredSegment, fit_segments
-from c3_hf.latents.segmentation import iter_segments
+from c3_hf.latents.measure import MeasuredSegment, fit_segments
+from c3_hf.latents.segments import iter_segments
 from factories import make_tokenizer
 
 

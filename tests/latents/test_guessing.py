@@ -8,8 +8,8 @@ from transformers import DynamicCache, LogitsProcessorList
 
 from c3_hf.latents import guessing, restoring
 from c3_hf.latents.decoding import ForcedTokens
-from c3_hf.latents.guessing import guess_in_blocks, has_full_attention
-from c3_hf.latents.restoring import Restorer
+from c3_hf.latents.decoding import guess_in_blocks, has_full_attention
+from c3_hf.latents.decoding import Restorer
 from factories import make_model, make_processor, sub_config
 
 
@@ -153,7 +153,7 @@ def test_one_row_says_whether_guessing_pays(first, others, expected, monkeypatch
         calls.append((len(prompts), new_tokens))
         return [list(ids[:new_tokens]) for ids in [first, others, others, others][: len(prompts)]]
 
-    monkeypatch.setattr("c3_hf.latents.restoring.guess_in_blocks", guess_in_blocks)
+    monkeypatch.setattr("c3_hf.latents.decoding.guess_in_blocks", guess_in_blocks)
     model = make_model()
     latents = model.get_context_features(torch.arange(30).unsqueeze(0)).expand(4, -1, -1, -1)
     restorer = Restorer(model, make_processor())
@@ -163,7 +163,7 @@ def test_one_row_says_whether_guessing_pays(first, others, expected, monkeypatch
 
 
 def test_what_cannot_take_guesses_back_does_not_guess(monkeypatch):
-    monkeypatch.setattr("c3_hf.latents.restoring.guess_in_blocks", lambda *_: pytest.fail("guessed"))
+    monkeypatch.setattr("c3_hf.latents.decoding.guess_in_blocks", lambda *_: pytest.fail("guessed"))
     windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
     sliding = make_model(text_config=sub_config(hidden_size=32, **windows))
     assert not has_full_attention(sliding)

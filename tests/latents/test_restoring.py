@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c3_hf.latents.restoring import Restorer, restore_texts
+from c3_hf.latents.decoding import Restorer, restore_texts
 from factories import make_model, make_processor
 
 

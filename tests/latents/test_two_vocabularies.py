@@ -9,7 +9,7 @@ import torch
 
 from c3_hf.latents import CompressedContext, compress, restore, restore_texts, verify
 from c3_hf.latents.fingerprints import fingerprint_processor
-from c3_hf.latents.restoring import Restorer, generation_budget
+from c3_hf.latents.decoding import Restorer, generation_budget
 from factories import make_processor, make_two_vocabularies
 
 
@@ -56,7 +56,7 @@ def test_a_target_is_fitted_in_the_encoders_tokens(monkeypatch):
     def forty_right(_, latents, sequences):
         return [torch.where(torch.arange(len(ids) + 1) < 40, 1.0, -1.0) for ids in sequences]
 
-    monkeypatch.setattr("c3_hf.latents.compressor.measure_margins", forty_right)
+    monkeypatch.setattr("c3_hf.latents.compress.measure_margins", forty_right)
     context = compress(PROSE, MODEL, PROCESSOR, segment_length=64, target_fidelity=1.0)
     segments = pieces(context, PROSE)
     assert all(segment.is_exact for segment in context.fidelity)

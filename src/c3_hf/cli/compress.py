@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import inspect
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +61,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def add_options(parser: CommandParser) -> None:
-    """Add the fields of `CompressionOptions`: their names, their defaults, and the words of `compress` about them."""
-    from c3_hf.latents import compress
-    from c3_hf.latents.compressor import CompressionOptions
-    from c3_hf.latents.quantization import LATENT_DTYPES
+    """Add the fields of `CompressionOptions`: their names, defaults and docstring."""
+    from c3_hf.latents import CompressionOptions
+    from c3_hf.latents.context import LATENT_DTYPES
 
-    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(compress) or "", flags=re.MULTILINE)
+    page = inspect.getdoc(CompressionOptions) or ""
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", page, flags=re.MULTILINE)
     words = {name: " ".join(text.split()).replace("%", "%%").replace("torch.", "") for name, text in entries}
     known = set(parser.typed.values())
     fields = [field for field in dataclasses.fields(CompressionOptions) if _flag(field.name) not in known]
@@ -92,7 +90,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `CompressionOptions` that were given."""
     import torch
 
-    from c3_hf.latents.compressor import CompressionOptions
+    from c3_hf.latents import CompressionOptions
 
     names = {field.name: _flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(CompressionOptions)}
     given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
@@ -110,10 +108,9 @@ def run(args: argparse.Namespace) -> int:
     total = len(jobs) + failures.count
     if jobs:
         pipe, options = load_model(args), options_of(args)
-    is_current = _comparison(pipe, options) if len(jobs) > 1 else None
     for job in jobs:
         with failures.noted(job.source):
-            if is_current is not None and is_current(job):
+            if len(jobs) > 1 and _is_current(job, pipe, options):
                 print(f"{job.target}: up to date", file=sys.stderr)
             else:
                 _compress(job, pipe, options, args.append)
@@ -152,7 +149,7 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
 
 
 def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> None:
-    from c3_hf.latents.output import is_stream
+    from c3_hf.files import is_stream
 
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
@@ -166,25 +163,16 @@ def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> Non
                 shutil.copyfileobj(file, target)
 
 
-def _comparison(pipe: Any, options: dict[str, Any]) -> Callable[[Job], bool]:
-    """Whether the target of a job is what compressing its source would give, so that a directory run can go on."""
+def _is_current(job: Job, pipe: Any, options: dict[str, Any]) -> bool:
+    """Whether the target is what compressing the present source would give, so that a directory run can go on."""
+    from c3_hf.files import file_sha256
     from c3_hf.latents import CompressedContext
-    from c3_hf.latents.compressor import CompressionOptions, Compressor
 
-    compressor = Compressor(pipe.model, pipe.processor, CompressionOptions(**options).resolved(pipe.model))
-
-    def is_current(job: Job) -> bool:
-        if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
-            return False
-        try:
-            context = CompressedContext.load(job.target)
-        except ValueError as error:
-            print(f"{job.target}: made anew ({error})", file=sys.stderr)
-            return False
-        digest = hashlib.sha256()
-        with open(job.source, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        return compressor.would_make(context, digest.hexdigest())
-
-    return is_current
+    if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
+        return False
+    try:
+        context = CompressedContext.load(job.target)
+    except ValueError as error:
+        print(f"{job.target}: made anew ({error})", file=sys.stderr)
+        return False
+    return pipe.would_make(context, file_sha256(job.source), **options)

@@ -94,7 +94,7 @@ def describe(pipe: C3Pipeline, bundled: bool) -> str:
 
 def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
     """Tokens of a segment at `ratio` tokens a latent, as far as the model has positions for them."""
-    from c3_hf.latents.segmentation import MIN_SEGMENT_LENGTH
+    from c3_hf.latents.segments import MIN_SEGMENT_LENGTH
 
     num_latents = pipe.model.config.num_latents
     length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.longest_segment)

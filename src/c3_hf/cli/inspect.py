@@ -139,7 +139,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"fidelity     token accuracy {fidelity['token_accuracy']:.4f}, worst segment "
             f"{'-' if worst is None else f'{worst:.4f}'}; certain: {fidelity['exact_segments']:,} segments whole, "
             f"{fidelity['certain_tokens']:,} tokens; expected free-running precision "
-            f"{fidelity['expected_precision']:.3f} (as c3-tiny behaves)"
+            f"{fidelity['expected_precision']:.3f}"
         )
         if fidelity["below_target"]:
             print(f"             {fidelity['below_target']:,} segments miss the target {header['target_fidelity']}")

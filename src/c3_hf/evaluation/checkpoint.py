@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, P
 
 from c3_hf.evaluation.interface import SystemSettings
 from c3_hf.evaluation.tokens import TokenMeter
-from c3_hf.latents.compressor import default_segment_length
-from c3_hf.latents.restoring import decoder_positions
+from c3_hf.latents.decoding import decoder_positions
 from c3_hf.modeling.configuration_c3 import C3Config
 
 
@@ -61,7 +60,7 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
     return TokenMeter(
         tokenizer=processor.tokenizer,
         num_latents=processor.num_latents,
-        segment_tokens=segment_tokens or default_segment_length(config),
+        segment_tokens=segment_tokens or config.longest_segment,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from c3_hf.evaluation.tokens import TokenMeter
-from c3_hf.latents.restoring import generation_budget
+from c3_hf.latents.decoding import generation_budget
 
 
 class System(Protocol):

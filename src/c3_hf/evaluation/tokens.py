@@ -7,7 +7,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from c3_hf.latents.segmentation import iter_segments
+from c3_hf.latents.segments import iter_segments
 from c3_hf.modeling.prompt_c3 import TokenReader
 
 

@@ -19,24 +19,29 @@ class LatentSource(Protocol):
         """Latents of shape `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`."""
         ...
 
+    def context_strides(self, model) -> Optional[torch.Tensor]:
+        """The strides they were made with, `(batch_size or 1, num_contexts)`; `None` for a model without a stride."""
+        ...
 
-def resolve_latents(context_latents, model):
+
+def resolve_latents(context_latents, context_strides, model):
     """
-    The tensor behind the argument `context_latents`.
+    The tensors behind the arguments `context_latents` and `context_strides`.
 
     Args:
         context_latents (`torch.FloatTensor` or [`LatentSource`], *optional*).
+        context_strides (`torch.LongTensor`, *optional*): a source gives its own where there are none.
         model (`C3ForConditionalGeneration`): whom a source is asked for.
 
     Returns:
-        The tensor; `None` if there is nothing, or a source that holds no context.
+        The tensors; `None` for both if there is nothing, or a source that holds no context.
 
     Raises:
-        TypeError: if it is neither a tensor nor a source.
+        TypeError: if the latents are neither a tensor nor a source.
     """
     if context_latents is None or isinstance(context_latents, torch.Tensor):
-        return context_latents
-    # A class has the method too, but nothing to give.
+        return context_latents, context_strides
+    # A class has the methods too, but nothing to give.
     if isinstance(context_latents, type) or not isinstance(context_latents, LatentSource):
         raise TypeError(
             "`context_latents` must be a tensor (batch_size, num_contexts, num_latents, text_hidden_size), or give "
@@ -44,7 +49,9 @@ def resolve_latents(context_latents, model):
             f"{type(context_latents).__name__}. Open a stored file with `CompressedContext.load`."
         )
     latents = context_latents.context_latents(model)
-    return latents if latents.shape[1] else None
+    if not latents.shape[1]:
+        return None, None
+    return latents, context_latents.context_strides(model) if context_strides is None else context_strides
 
 
 @dataclass

@@ -73,7 +73,8 @@ class C3GenerationMixin(GenerationMixin):
                 # Emptied since: nothing in it is ahead of its number.
                 cache.position_delta = None
         if "context_latents" in kwargs:
-            kwargs["context_latents"] = resolve_latents(kwargs["context_latents"], self)
+            latents, strides = resolve_latents(kwargs["context_latents"], kwargs.get("context_strides"), self)
+            kwargs["context_latents"], kwargs["context_strides"] = latents, strides
         name = "inputs" if inputs is not None else "input_ids"
         prompt_ids = inputs if inputs is not None else kwargs.get("input_ids")
         split = None

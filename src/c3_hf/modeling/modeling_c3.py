@@ -413,6 +413,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
                 "`input_ids` holds contexts in line, but only `generate()` splits them: forward() reads them as raw "
                 "text. Pass `context_input_ids` to compress them."
             )
+        context_latents, context_strides = resolve_latents(context_latents, context_strides, self)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -421,7 +422,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             inputs_embeds=inputs_embeds,
             context_input_ids=context_input_ids,
             context_attention_mask=context_attention_mask,
-            context_latents=resolve_latents(context_latents, self),
+            context_latents=context_latents,
             context_strides=context_strides,
             **{**kwargs, "return_dict": True},
         )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
 from c3_hf.evaluation.interface import SystemSettings
-from c3_hf.latents.restoring import context_room, restore_texts
+from c3_hf.latents.decoding import context_room
+from c3_hf.pipeline import restore_texts
 
 
 class C3System(DecoderSystem):
