@@ -23,7 +23,7 @@ import c3_hf
 from c3_hf.data.mixture import cut_to_tokens
 from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
 from c3_hf.evaluation.metrics.char_precision import char_precision
-from c3_hf.latents.decoding import restore_texts
+from c3_hf.pipeline import restore_texts
 
 from .finding import measure_questions, measure_sentences
 from .record import environment

@@ -220,8 +220,8 @@ class Setup:
             latents = options.get("context_latents")
             if latents is None:
                 latents = self.model.get_context_features(options["context_input_ids"])
-            latents = latents.expand(len(input_ids), -1, -1, -1)
-            new_ids = generate_in_stretches(self.model, input_ids, latents, new_tokens, None, ENDLESS)
+            given = {"context_latents": latents.expand(len(input_ids), -1, -1, -1)}
+            new_ids = generate_in_stretches(self.model, input_ids, given, new_tokens, None, ENDLESS)
             return torch.cat([input_ids, torch.tensor(new_ids)], dim=1)
         return self.model.generate(
             input_ids=input_ids,

@@ -9,8 +9,8 @@ import re
 
 import pytest
 
+from c3_hf import CompressedContext
 from c3_hf.cli import main
-from c3_hf.latents import CompressedContext
 from c3_hf.latents.rendering import AFTER_ERROR, CERTAIN, CLOSE, WRONG, character_spans, heat_kind
 
 

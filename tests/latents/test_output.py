@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import c3_hf
-from c3_hf.latents import CompressedContext, compress
-from c3_hf.files import atomic_file, claimed
+from c3_hf import CompressedContext, compress
+from c3_hf.files import atomic_file
+from c3_hf.latents.journal import claimed
 
 
 HOLD = """
