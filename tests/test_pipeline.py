@@ -84,6 +84,26 @@ def test_what_is_no_c3_model(tmp_path):
         C3Pipeline.from_pretrained(tmp_path)
 
 
+def test_what_cannot_be_loaded(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`pretrained_model_name_or_path` .*: no C3 model can be loaded from there \("
+    ):
+        C3Pipeline.from_pretrained(tmp_path)
+
+
+def test_segments_as_long_as_the_model_has_positions_for(pipe):
+    text = "word " * 1200
+    with pytest.raises(ValueError, match=r"`segment_length` must be at most 1055"):
+        pipe.compress(text, segment_length=pipe.longest_segment + 1)
+    assert pipe.compress(text, segment_length=pipe.longest_segment).header.segment_length == 1055
+
+
+@pytest.mark.parametrize("device", ["meta", "foo"])
+def test_what_is_no_device(device):
+    with pytest.raises(ValueError, match=f"`device` '{device}' cannot be used here"):
+        C3Pipeline.from_pretrained(device=device)
+
+
 def test_a_device_that_is_not_here():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")

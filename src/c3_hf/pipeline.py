@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 
 from . import tiny_model_path
@@ -71,26 +73,18 @@ class C3Pipeline:
             kwargs: What else `AutoModelForCausalLM.from_pretrained` takes.
 
         Raises:
-            ValueError: If there is no C3 model, or torch cannot compute on `device` here.
+            ValueError: If there is no C3 model that can be loaded, or torch cannot compute on `device` here; the
+                weights are not read then.
         """
         path = os.fspath(pretrained_model_name_or_path or tiny_model_path())
         options = {"dtype": "auto" if dtype is None else dtype, **kwargs}
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-        if model.config.model_type != "c3":
-            raise ValueError(
-                f"`pretrained_model_name_or_path` {path} is a model of type {model.config.model_type!r}, not a C3 "
-                "model. Give one, or make one of two language models with `c3-hf new`."
-            )
         if device is not None:
-            try:
-                model = model.to(device)
-            except (RuntimeError, AssertionError) as error:
-                raise ValueError(
-                    f"`device` {str(device)!r} cannot be used here ({str(error).splitlines()[0]}). Give cpu, or a "
-                    "device this machine has."
-                ) from error
-        return cls(model.eval(), AutoProcessor.from_pretrained(path, **hub), name=Path(path).name)
+            check_device(device)
+        check_checkpoint(path, **hub)
+        model = _loaded(path, AutoModelForCausalLM, **options)
+        processor = _loaded(path, AutoProcessor, **hub)
+        return cls((model if device is None else model.to(device)).eval(), processor, name=Path(path).name)
 
     @property
     def device(self) -> torch.device:
@@ -329,3 +323,37 @@ def verify(
 ) -> CompressedContext:
     """[`C3Pipeline.verify`] with a model in hand."""
     return C3Pipeline(model, processor).verify(context, source, **options)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError if `device` is none, or one that this machine or this torch has not."""
+    try:
+        usable = torch.empty(1, device=device).device.type != "meta"
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError) as error:
+        usable, reason = False, re.split(r"[.;] ", " ".join(str(error).split()))[0]
+    if not usable:
+        raise ValueError(
+            f"`device` {str(device)!r} cannot be used here ({reason}). Give cpu, or a device this machine has."
+        )
+
+
+def check_checkpoint(path: str, **hub: Any) -> None:
+    """Raise ValueError if `path`, a folder or a Hub id, holds no C3 model; only its configuration is looked at."""
+    # Code from the Hub is never run for this: C3's own is here.
+    config = _loaded(path, AutoConfig, trust_remote_code=False, **hub)
+    if config.model_type != "c3":
+        raise ValueError(
+            f"`pretrained_model_name_or_path` {path} is a model of type {config.model_type!r}, not a C3 model. Give "
+            "one, or make one of two language models with `c3-hf new`."
+        )
+
+
+def _loaded(path: str, auto_class: Any, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(path, **options)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"`pretrained_model_name_or_path` {path}: no C3 model can be loaded from there "
+            f"({' '.join(str(error).split())[:300]}). Give the folder or the Hub id of one."
+        ) from error

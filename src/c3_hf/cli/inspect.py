@@ -163,17 +163,16 @@ def _print_segments(rows: list[dict[str, Any]]) -> None:
 
 def _show_heat(context: Any, args: argparse.Namespace) -> None:
     from c3_hf.latents.rendering import render_html, render_terminal
-    from c3_hf.pipeline import verify
 
-    model, processor = load_model(args)
+    pipe = load_model(args)
     source = Path(args.text)
     if context.margins is None:
-        context = verify(context, source, model, processor, batch_size=args.batch_size, progress=True)
+        context = pipe.verify(context, source, batch_size=args.batch_size, progress=True)
     if args.html:
         with opened_for_writing(args.html) as file:
-            for part in render_html(context, source, processor):
+            for part in render_html(context, source, pipe.processor):
                 file.write(part.encode())
         return
-    for part in render_terminal(context, source, processor):
+    for part in render_terminal(context, source, pipe.processor):
         sys.stdout.write(part)
     sys.stdout.write("\n")

@@ -121,7 +121,8 @@ def ask(
     contexts = list(contexts)
     all_segments = [segment for context in contexts for segment in context]
     if not all_segments:
-        raise ValueError("`contexts` holds no text: there is nothing to ask about.")
+        names = ", ".join(context.name for context in contexts)
+        raise ValueError(f"`contexts` holds no text ({names or 'none given'}): there is nothing to ask about.")
     if text is not None and len(contexts) > 1:
         raise ValueError(f"`text` goes with a single context, got {len(contexts)}. Choose by `segments`.")
     check_at_least_1("max_new_tokens", max_new_tokens)
