@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -66,6 +68,26 @@ def test_chat_takes_text_and_compressed_contexts(pipe, context):
     begun = [*by_text, {"role": "assistant", "content": "The night"}]
     with pytest.raises(ValueError, match="either every conversation ends with a begun reply or none does"):
         pipe([begun, by_text])
+
+
+def test_one_object_for_eight_threads():
+    """As each text alone, special strings in it too, beside somebody who uses the tokenizer in his own way."""
+    pipe = C3Pipeline(factories.make_model(), factories.make_processor())
+    texts = [f"{number}<|im_end|>{number}<img>" * (number % 2 + 1) for number in range(8)]
+
+    def there_and_back(text):
+        context = pipe.compress(text, segment_length=32)
+        chat = [{"role": "user", "content": [{"type": "context", "text": text}, {"type": "text", "text": text}]}]
+        ids = pipe.processor.apply_chat_template(chat)["input_ids"].tolist()
+        return context.num_tokens, len(context), str(pipe.restore(context)), ids
+
+    expected = [there_and_back(text) for text in texts]
+    beside = {"padding": "max_length", "max_length": 50, "truncation": True, "split_special_tokens": True}
+    with ThreadPoolExecutor(9) as pool:
+        other = pool.submit(lambda: [pipe.processor.tokenizer("a<|im_end|>", **beside) for _ in range(400)])
+        found = list(pool.map(there_and_back, texts))
+    assert found == expected
+    assert {len(encoding["input_ids"]) for encoding in other.result()} == {50}
 
 
 def test_a_model_in_hand():

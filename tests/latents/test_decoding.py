@@ -8,6 +8,7 @@ from transformers import LogitsProcessorList
 
 from c3_hf.latents import decoding
 from c3_hf.latents.decoding import ForcedTokens, Restorer, generate_in_stretches
+from c3_hf.modeling.generation_c3 import CACHE_NAME
 from factories import make_model, make_processor, sub_config
 
 
@@ -71,7 +72,7 @@ def test_rows_that_are_done_leave_and_the_cache_grows():
     seen: list[tuple[int, int]] = []
 
     def note(module, args, kwargs):
-        seen.append((len(kwargs["inputs_embeds"]), kwargs["past_key_values"].layers[0].max_cache_len))
+        seen.append((len(kwargs["inputs_embeds"]), kwargs[CACHE_NAME].layers[0].max_cache_len))
 
     handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
     generate_in_stretches(model, prompts, contexts, 40, forced_stops(3, 30, 8, 7, 21, 0), settings)

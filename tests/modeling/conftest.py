@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,19 @@ from safetensors.torch import load_file
 
 from c3_hf import C3ForConditionalGeneration
 from factories import make_model, make_processor
+
+
+# Marks of transformers' own tests, which test_mixins.py runs from a checkout.
+THEIR_MARKS = (
+    "accelerate_tests executorch_export_test flash_attn_test flash_attn_3_test flash_attn_4_test generate "
+    "onnx_export_test order timeout torch_compile_test torch_export_test"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "C3_TRANSFORMERS" in os.environ:
+        for mark in THEIR_MARKS.split():
+            config.addinivalue_line("markers", mark)
 
 
 @dataclass

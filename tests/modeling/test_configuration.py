@@ -29,6 +29,9 @@ def test_any_family_and_both_forms():
 def test_tying_reaches_the_text_config():
     config = make_config(tie_word_embeddings=False)
     assert config.text_config.tie_word_embeddings is config.tie_word_embeddings is False
+    # Set later, too: 4.57 would save such a model without its head.
+    config.tie_word_embeddings = True
+    assert config.text_config.tie_word_embeddings is config.tie_word_embeddings is True
     assert make_config(text_config=sub_config(tie_word_embeddings=False)).tie_word_embeddings is False
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
-from factories import VOCAB_SIZE, make_model
+from c3_hf.modeling.generation_c3 import CACHE_NAME
+from factories import VOCAB_SIZE, make_model, sub_config
 
 
 def gpt2(positions, width=32):
@@ -26,6 +28,36 @@ def short():
 def block(model):
     config = model.config
     return [config.context_start_token_id, *[config.context_token_id] * 4, config.context_end_token_id]
+
+
+def forward(model, length):
+    """A prompt of one context that takes so many positions."""
+    head = block(model)
+    stride = model.config.latent_stride or 1
+    ids = torch.tensor([[*head, *[1] * (length - len(head) - 4 * (stride - 1))]])
+    return model(ids, context_input_ids=torch.ones(1, 3, dtype=torch.long)).logits.shape
+
+
+def generate(model, length):
+    ids = torch.tensor([[*block(model), 1]])
+    taken = 7 + 4 * ((model.config.latent_stride or 1) - 1)
+    options = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 256, "max_new_tokens": length - taken + 1}
+    return model.generate(ids, context_input_ids=torch.ones(1, 3, dtype=torch.long), **options).shape
+
+
+def one_more(model, length):
+    """A step on a kept cache."""
+    cache = getattr(model(torch.ones(1, length - 1, dtype=torch.long), use_cache=True), CACHE_NAME)
+    return model(torch.tensor([[1]]), **{CACHE_NAME: cache}).logits.shape
+
+
+BEYOND = {
+    "forward": forward,
+    "forward with a stride": forward,
+    "generate": generate,
+    "generate with a stride": generate,
+    "a kept cache": one_more,
+}
 
 
 class TestContexts:
@@ -104,8 +136,20 @@ class TestPrompts:
         with pytest.raises(ValueError, match="the prompts of 61 tokens, 0 contexts among them, take 61 positions"):
             short(torch.tensor([[1]]), past_key_values=cache)
 
-    def test_computed_positions_have_no_end(self, model):
+    @pytest.mark.parametrize(("case", "limit"), [(case, 20 + i) for i, case in enumerate(BEYOND)])
+    @torch.no_grad()
+    def test_computed_positions_have_no_end_but_a_warning_once(self, caplog, case, limit):
+        """Rotary positions go on; a limit of its own for each case, because what was said is not said again."""
+        stride = 4 if "stride" in case else None
+        model = make_model(text_config=sub_config(max_position_embeddings=limit), latent_stride=stride)
         assert model.model.decoder_positions is None
+        logging.get_logger("transformers").propagate = True
+        message = f"prompt and reply take more than the {limit} positions the decoder was made for"
+        BEYOND[case](model, limit)
+        assert message not in caplog.text
+        for _ in range(2):
+            BEYOND[case](model, limit + 1)
+        assert caplog.text.count(message) == 1
 
 
 @pytest.fixture(scope="module")

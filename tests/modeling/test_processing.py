@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from c3_hf import C3Processor
+from c3_hf.conversion.new_model import add_markers
 from c3_hf.modeling.prompt_c3 import ESCAPE, build_chat_template, install_escapes
 from factories import NUM_LATENTS, SPECIAL_TOKENS, make_processor, make_tokenizer
 
@@ -144,6 +146,56 @@ class TestUserTextStaysPlain:
 
 
 PROCESSOR = make_processor()
+
+
+@pytest.fixture
+def like_gpt2():
+    """A tokenizer whose end token is looked for in normalised text, as in GPT-2's own tokenizer.json."""
+    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab={**vocabulary, "<|endoftext|>": 256}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<|endoftext|>", normalized=True, special=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    add_markers(tokenizer, inline=True)
+    assert tokenizer.added_tokens_decoder[256].normalized
+    return tokenizer
+
+
+class TestTokensLookedForInNormalisedText:
+    """There the escape is gone before they are looked for: the text of a chat would become the token."""
+
+    TEXT = "a <|endoftext|> b <|im_end|><|endoftext|>"
+
+    def test_without_escapes_it_is_refused(self, like_gpt2):
+        with pytest.raises(ValueError, match="`tokenizer` does not read escapes"):
+            C3Processor(like_gpt2)
+
+    def test_escapes_of_an_earlier_version_are_refused_and_mended(self, like_gpt2):
+        """The normalizer knows the escapes, but the token is still looked for behind it."""
+        backend = like_gpt2.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([normalizers.Replace("<" + ESCAPE, "<")])
+        with pytest.raises(ValueError, match="`tokenizer` does not read escapes"):
+            C3Processor(like_gpt2)
+        install_escapes(like_gpt2)
+        C3Processor(like_gpt2)
+
+    def test_user_text_stays_plain(self, like_gpt2, tmp_path):
+        install_escapes(like_gpt2)
+        processor = C3Processor(like_gpt2, num_latents=2)
+        processor.save_pretrained(tmp_path)
+        loaded = AutoProcessor.from_pretrained(tmp_path)
+        content = [{"type": "context", "text": self.TEXT}, {"type": "text", "text": self.TEXT}]
+        chat = [{"role": "user", "content": content}]
+        plain = processor.apply_chat_template([{"role": "user", "content": "a"}])["input_ids"][0].tolist()
+        for each in (processor, loaded):
+            inputs = each.apply_chat_template(chat)
+            ids, context = inputs["input_ids"][0].tolist(), inputs["context_input_ids"][0, 0].tolist()
+            end, stop = each.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+            assert (ids.count(end), ids.count(stop)) == (0, plain.count(stop))
+            assert not {end, stop} & set(context)
+            assert each.tokenizer.decode(context) == self.TEXT
+            assert each(text=f"<|endoftext|>{each.escape(self.TEXT)}")["input_ids"][0].tolist().count(end) == 1
 
 
 class TestCall:

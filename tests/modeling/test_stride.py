@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModel
 
+from c3_hf.modeling.generation_c3 import CACHE_NAME
+from c3_hf.modeling.positions_c3 import keep_rows
 from factories import NUM_LATENTS, make_config, make_model
 
 
@@ -128,13 +132,50 @@ def test_every_step_of_generate_is_a_forward_over_all_of_it(model):
     [
         {"use_cache": False},
         {"cache_implementation": "static", "disable_compile": True},
+        {"do_sample": True, "top_k": 1},
     ],
-    ids=["no cache", "static cache"],
+    ids=["no cache", "static cache", "sampling"],
 )
 @torch.no_grad()
 def test_ways_of_generating_agree(model, options):
     inputs = padded("left") | contexts()
-    assert model.generate(**inputs, **GREEDY, **options).tolist() == model.generate(**inputs, **GREEDY).tolist()
+    expected = model.generate(**inputs, **GREEDY)
+    assert model.generate(**inputs, **(GREEDY | options)).tolist() == expected.tolist()
+    inputs["context_latents"] = model.get_context_features(**contexts())
+    inputs["context_latents"][0, 1] = 0
+    del inputs["context_input_ids"], inputs["context_attention_mask"]
+    assert model.generate(**inputs, **(GREEDY | options)).tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_steps_are_alike_for_the_compiler(model):
+    """A step whose positions lie in memory in another way than those of the step before is compiled again."""
+    seen = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"].stride()), with_kwargs=True
+    )
+    model.generate(**padded("left"), **contexts(), **GREEDY, cache_implementation="static", disable_compile=True)
+    hook.remove()
+    assert len(seen) > 2
+    assert set(seen[1:]) == {(1, 1)}
+
+
+@torch.no_grad()
+def test_assisted_by_another_model_and_by_itself(model):
+    row = {"input_ids": torch.tensor(PROMPTS[1:]), **contexts_of_row(1)}
+    expected = model.generate(**row, **GREEDY)[0].tolist()
+    for assistant in (make_model(seed=5, latent_stride=STRIDE), model):
+        found = model.generate(**row, **GREEDY, assistant_model=assistant)[0].tolist()
+        # Assisted decoding of transformers 4.57 can overshoot by an accepted candidate.
+        assert found[: len(expected)] == expected
+
+
+@torch.no_grad()
+def test_several_sequences_a_prompt(model):
+    inputs = padded("left") | contexts()
+    expected = model.generate(**inputs, **GREEDY).repeat_interleave(2, dim=0)
+    options = GREEDY | {"do_sample": True, "top_k": 1, "num_return_sequences": 2}
+    assert model.generate(**inputs, **options).tolist() == expected.tolist()
 
 
 @torch.no_grad()
@@ -195,12 +236,84 @@ def test_a_second_turn_on_a_kept_cache(model):
     assert kept.tolist() == fresh.tolist()
 
 
+class TestRowsOfAKeptCache:
+    """The cache carries how far its latents have moved each row; rows that leave, move or are doubled keep theirs."""
+
+    NEXT = torch.tensor([[72, 73], [74, 75]])
+
+    @pytest.fixture
+    @torch.no_grad()
+    def filled(self, model):
+        """Behind one context and behind two."""
+        inputs = padded("left")
+        cache = getattr(model(**inputs, **contexts(), use_cache=True), CACHE_NAME)
+        assert cache.position_delta.tolist() == [[16], [32]]
+        return inputs["attention_mask"], cache
+
+    @torch.no_grad()
+    def step(self, model, filled, change, rows):
+        mask, cache = filled[0], copy.deepcopy(filled[1])
+        change(cache)
+        mask = torch.cat([mask, torch.ones_like(self.NEXT)], dim=1)[rows]
+        return model(self.NEXT[rows], attention_mask=mask, **{CACHE_NAME: cache}).logits
+
+    @pytest.mark.parametrize("rows", [[1], [0], [1, 0]])
+    def test_rows_are_kept(self, model, filled, rows):
+        expected = self.step(model, filled, lambda cache: None, [0, 1])[rows]
+        found = self.step(model, filled, lambda cache: keep_rows(cache, torch.tensor(rows)), rows)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        chosen = torch.zeros(2, dtype=torch.bool)
+        chosen[rows] = True
+        by_mask = self.step(model, filled, lambda cache: keep_rows(cache, chosen), sorted(rows))
+        torch.testing.assert_close(by_mask, expected[torch.tensor(rows).argsort()], rtol=1e-3, atol=1e-3)
+
+    def test_rows_are_doubled(self, model, filled):
+        rows = [0, 0, 1, 1]
+        expected = self.step(model, filled, lambda cache: None, [0, 1])[rows]
+        found = self.step(model, filled, lambda cache: cache.batch_repeat_interleave(2), rows)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+    def test_other_rows(self, model, filled):
+        with pytest.raises(ValueError, match=r"the cache was filled by 2 rows and is used for 1.*`keep_rows"):
+            self.step(model, filled, lambda cache: cache.batch_select_indices(torch.tensor([1])), [1])
+
+    @torch.no_grad()
+    def test_a_cache_without_latents_has_nothing_to_carry(self, model):
+        cache = getattr(model(self.NEXT, use_cache=True), CACHE_NAME)
+        keep_rows(cache, torch.tensor([1]))
+        found = model(self.NEXT[1:], **{CACHE_NAME: cache}).logits
+        expected = model(self.NEXT[1:].repeat(1, 2)).logits[:, 2:]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_beams_on_a_kept_cache(model):
+    """The next turn brings no latents; every beam goes on at the positions of its row."""
+    row = {"input_ids": torch.tensor(PROMPTS[1:]), **contexts_of_row(1)}
+    cache = getattr(model(**row, use_cache=True), CACHE_NAME)
+    cache.batch_repeat_interleave(3)
+    longer = torch.cat([row["input_ids"], torch.tensor([[72, 73]])], dim=1)
+    options = GREEDY | {"num_beams": 3}
+    fresh = model.generate(longer, **contexts_of_row(1), **options)
+    assert model.generate(longer, **options, **{CACHE_NAME: cache}).tolist() == fresh.tolist()
+
+
 @torch.no_grad()
 def test_contexts_in_line_have_the_stride_of_the_configuration(model):
     text = [10, 11, 12, 13, 14]
     inline = model.generate(torch.tensor([[65, 259, *text, 260, 66]]), **GREEDY)
     tensors = model.generate(torch.tensor([[65, *BLOCK, 66]]), context_input_ids=torch.tensor([[text]]), **GREEDY)
     assert inline[0, -6:].tolist() == tensors[0, -6:].tolist()
+    # Rows of several and of one, padded; a static cache, beams.
+    rows = torch.tensor([[65, 259, *text, 260, 66, 259, 15, 16, 260], [256] * 6 + [259, *text[:4], 260, 66]])
+    mask = (rows != 256).long()
+    prompts = torch.tensor([[65, *BLOCK, 66, *BLOCK], [256] * 7 + [*BLOCK, 66]])
+    ids = torch.tensor([[text, [15, 16, 0, 0, 0]], [[*text[:4], 0], [0] * 5]])
+    given = {"context_input_ids": ids, "context_attention_mask": (ids != 0).long()}
+    for options in ({}, {"cache_implementation": "static", "disable_compile": True}, {"num_beams": 2}):
+        inline = model.generate(rows, attention_mask=mask, **GREEDY, **options)
+        tensors = model.generate(prompts, attention_mask=(prompts != 256).long(), **given, **GREEDY, **options)
+        assert inline[:, -6:].tolist() == tensors[:, -6:].tolist()
 
 
 @torch.no_grad()

@@ -205,7 +205,7 @@ class C3DataCollator:
             pieces += [before[len(rendered) :], after[len(before) :]]
             rendered = after
         prompt = _Prompt([], [])
-        encoded = self.processor.tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        encoded = self.processor.reader.read_markup(pieces)
         for number, ids in enumerate(encoded):
             prompt.append(ids, labelled=number % 2 == 1)
         return prompt

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
+from ..modeling.positions_c3 import keep_rows
 from .fingerprints import Fingerprints, restoring_prompt_ids
 
 
@@ -327,11 +328,7 @@ def guess_in_blocks(
         going = settled & ~torch.isin(greedy, stops).any(dim=1)
         rows, last = rows[going], greedy[going, -1:]
         if len(rows) and not going.all():
-            cache.batch_select_indices(going)
-            # How far each row's positions are ahead of its tokens, where latents keep the positions of their text.
-            delta = getattr(cache, "position_delta", None)
-            if delta is not None:
-                cache.position_delta = delta[going]
+            keep_rows(cache, going)
         done += width
         width = min(_BLOCK, max(_FIRST_BLOCK, _BLOCK_TOKENS // max(1, len(rows))))
     return new_ids

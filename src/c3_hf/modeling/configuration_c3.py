@@ -151,10 +151,14 @@ class C3Config(PretrainedConfig):
         self.license = license
         if tie_word_embeddings is None:
             tie_word_embeddings = self.text_config.tie_word_embeddings
-        self.text_config.tie_word_embeddings = tie_word_embeddings
         self._check_lengths()
         self._check_token_ids()
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    def __setattr__(self, name, value):
+        if name == "tie_word_embeddings":
+            self.text_config.tie_word_embeddings = value
+        super().__setattr__(name, value)
 
     @property
     def longest_segment(self) -> int:

@@ -426,12 +426,27 @@ def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[In
         prompts.append(torch.cat(pieces))
         contexts.append(row_contexts)
     prompt_ids, prompt_mask = pad_rows(prompts, left=True)
-    num_contexts = max(len(row) for row in contexts)
-    empty = input_ids.new_empty(0)
-    flat = [context for row in contexts for context in row + [empty] * (num_contexts - len(row))]
-    context_ids, context_mask = pad_rows(flat, left=False)
-    shape = (batch_size, num_contexts, -1) if context_ids.shape[1] else (batch_size, num_contexts, 0)
-    return InlineContexts(prompt_ids, prompt_mask, context_ids.reshape(shape), context_mask.reshape(shape))
+    return InlineContexts(prompt_ids, prompt_mask, *pad_contexts(contexts))
+
+
+def pad_contexts(rows):
+    """
+    Contexts of a batch of prompts as one tensor, and its mask.
+
+    Args:
+        rows (`list[list[torch.LongTensor]]`): for each prompt the ids of its contexts, each `(context_length,)`; at
+            least one context in all.
+
+    Returns:
+        Two `torch.LongTensor` of shape `(len(rows), num_contexts, context_length)`: padded right, and with slots
+        masked out where a prompt has fewer contexts than others.
+    """
+    num_contexts = max(map(len, rows))
+    empty = next(context for row in rows for context in row).new_empty(0)
+    flat = [context for row in rows for context in [*row, *[empty] * (num_contexts - len(row))]]
+    ids, mask = pad_rows(flat, left=False)
+    shape = (len(rows), num_contexts, ids.shape[1])
+    return ids.reshape(shape), mask.reshape(shape)
 
 
 def pad_rows(rows, left, length=0, value=0):

@@ -19,7 +19,7 @@ from .contexts_c3 import (
     resolve_latents,
     split_inline_contexts,
 )
-from .positions_c3 import check_room, merge_latents, stride_positions
+from .positions_c3 import carried_delta, check_room, merge_latents, stride_positions
 
 
 CONTEXT_ARGUMENTS = ("context_input_ids", "context_attention_mask", "context_latents", "context_strides")
@@ -145,21 +145,20 @@ class C3GenerationMixin(GenerationMixin):
 
     def _fit_new_tokens(self, prompts, num_contexts, generation_config, kwargs):
         """Raise if the caller asks for more tokens than the decoder has positions for; fit the model's own number."""
-        if self.model.decoder_positions is None:
-            return
-        room = check_room(self.config, prompts.shape[1], num_contexts, self.model.decoder_positions)
-        # The last token is not read again.
-        room += 1
+        table_length = self.model.decoder_positions
         asked = kwargs.get("max_new_tokens") or getattr(generation_config, "max_new_tokens", None)
-        if asked is not None and asked > room:
+        # transformers adds 20 tokens where nothing is said.
+        own = 20 if self.generation_config.max_new_tokens is None else self.generation_config.max_new_tokens
+        new_tokens = own if asked is None else asked
+        room = check_room(self.config, prompts.shape[1], num_contexts, table_length, new_tokens)
+        if room is None or new_tokens <= room:
+            return
+        if asked is not None:
             raise ValueError(
                 f"prompts of {prompts.shape[1]} tokens and `max_new_tokens`={asked} do not fit the decoder's "
-                f"{self.model.decoder_positions} positions. Ask for at most {room}, or shorten the prompts."
+                f"{table_length} positions. Ask for at most {room}, or shorten the prompts."
             )
-        own = self.generation_config.max_new_tokens
-        if asked is None and (own is None or own > room):
-            # transformers adds 20 tokens where nothing is said.
-            kwargs["max_new_tokens"] = min(20 if own is None else own, room)
+        kwargs["max_new_tokens"] = room
 
     def prepare_inputs_for_generation(
         self,
@@ -182,7 +181,7 @@ class C3GenerationMixin(GenerationMixin):
         embeds, ids = model_inputs.get("inputs_embeds"), model_inputs.get("input_ids")
         step_length = (ids if embeds is None else embeds).shape[1]
         if context_latents is None:
-            delta = getattr(cache, "position_delta", None)
+            delta = carried_delta(cache, input_ids.shape[0])
             if delta is not None and model_inputs.get("position_ids") is not None:
                 model_inputs["position_ids"] = model_inputs["position_ids"] + delta
             return model_inputs
@@ -210,7 +209,8 @@ class C3GenerationMixin(GenerationMixin):
             if model_inputs.get("attention_mask") is None:
                 model_inputs["attention_mask"] = attention_mask
         positions = stride_positions(self.config, placeholders, attention_mask, context_strides)
-        model_inputs["position_ids"] = positions[:, -step_length:].contiguous()
+        # Cloned, because one column counts as contiguous with any stride, and another stride compiles the step again.
+        model_inputs["position_ids"] = positions[:, -step_length:].clone(memory_format=torch.contiguous_format)
         cache = model_inputs.get(CACHE_NAME)
         if cache is not None:
             # For a next turn that does not bring the latents again.

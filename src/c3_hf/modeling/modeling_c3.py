@@ -240,7 +240,7 @@ class C3Model(C3PreTrainedModel):
             placeholder_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
             contexts = check_contexts(self.config, *given, placeholder_mask=placeholder_mask, prompt_ids=input_ids)
             strides = contexts.strides
-        if position_ids is None and not torch.compiler.is_compiling() and self.decoder_positions is not None:
+        if position_ids is None and not torch.compiler.is_compiling():
             past_length = 0 if cache is None else int(cache.get_seq_length())
             num_contexts = 0 if contexts is None else contexts.shape[1]
             check_room(self.config, past_length + inputs_embeds.shape[1], num_contexts, self.decoder_positions)

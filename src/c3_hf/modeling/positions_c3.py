@@ -90,31 +90,42 @@ def warn_of_long_context(config, length):
         )
 
 
-def check_room(config, length, num_contexts, table_length):
+def check_room(config, length, num_contexts, table_length, new_tokens=0):
     """
-    Raise if a decoder whose positions come from a table has too few for prompts.
+    Check that the decoder has positions for prompts.
 
     Args:
         config (`C3Config`).
         length (`int`): tokens of the longest prompt, those in a cache included.
         num_contexts (`int`): contexts of a prompt.
-        table_length (`int`): what [`learnt_positions`] gave for the decoder.
+        table_length (`int`, *optional*): what [`learnt_positions`] gave for the decoder.
+        new_tokens (`int`, defaults to 0): tokens of a reply, for the warning.
 
     Returns:
-        `int`: positions left over.
+        `int`: new tokens that there are positions for; the last is not read again. `None` where there is no end.
 
     Raises:
-        ValueError: with what the prompts take and what there is.
+        ValueError: if a table of positions is too short. Where positions are computed there is a warning, once.
     """
     taken = length
     if config.latent_stride is not None:
         taken += num_contexts * config.num_latents * (config.latent_stride - 1)
+    if table_length is None:
+        made_for = getattr(config.text_config, "max_position_embeddings", None)
+        if made_for is not None and taken + max(new_tokens - 1, 0) > made_for:
+            # Without the lengths, so that it is said once and not at each step of a loop.
+            logger.warning_once(
+                f"prompt and reply take more than the {made_for} positions the decoder was made for "
+                "(`config.text_config.max_position_embeddings`). Expect poor replies. Give shorter prompts, fewer "
+                "contexts or a smaller `max_new_tokens`."
+            )
+        return None
     if taken > table_length:
         raise ValueError(
             f"the prompts of {length} tokens, {num_contexts} contexts among them, take {taken} positions, and the "
             f"decoder has {table_length}. Give shorter prompts or fewer contexts."
         )
-    return table_length - taken
+    return table_length - taken + 1
 
 
 def context_positions(config, contexts):
@@ -176,6 +187,39 @@ def stride_positions(config, placeholder_mask, attention_mask, context_strides):
     return (advance.cumsum(dim=1) - 1).clamp(min=0)
 
 
+def carried_delta(cache, batch_size):
+    """
+    By how much the positions of a kept cache are ahead of the number of its tokens.
+
+    Args:
+        cache (`Cache`, *optional*): its `position_delta` is what [`continued_positions`] returned for it, if anything.
+        batch_size (`int`): rows of the call; beams of one row stand together.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size or 1, 1)`; `None` if the cache carries nothing.
+
+    Raises:
+        ValueError: if the cache had other rows.
+    """
+    delta = getattr(cache, "position_delta", None)
+    if delta is None or len(delta) in (1, batch_size):
+        return delta
+    if batch_size % len(delta):
+        raise ValueError(
+            f"the cache was filled by {len(delta)} rows and is used for {batch_size}: the positions of its latents "
+            "are not known. Choose rows with `keep_rows(cache, rows)` of positions_c3.py."
+        )
+    return delta.repeat_interleave(batch_size // len(delta), dim=0)
+
+
+def keep_rows(cache, rows):
+    """`cache.batch_select_indices(rows)`, and what it carries for these rows; `rows` are indices or a mask."""
+    cache.batch_select_indices(rows)
+    delta = getattr(cache, "position_delta", None)
+    if delta is not None and len(delta) > 1:
+        cache.position_delta = delta[rows]
+
+
 def continued_positions(config, inputs_embeds, attention_mask, cache, placeholder_mask, context_strides):
     """
     Positions of a call that was given none, of a model whose latents keep the positions of their text.
@@ -184,7 +228,7 @@ def continued_positions(config, inputs_embeds, attention_mask, cache, placeholde
         config (`C3Config`): with a `latent_stride`.
         inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, text_hidden_size)`).
         attention_mask (`torch.Tensor` of shape `(batch_size, total_length)`, *optional*).
-        cache (`Cache`, *optional*): its `position_delta`, if any, is what an earlier call returned as the third.
+        cache (`Cache`, *optional*): see [`carried_delta`].
         placeholder_mask, context_strides (*optional*): see [`stride_positions`]; of this call.
 
     Returns:
@@ -192,7 +236,7 @@ def continued_positions(config, inputs_embeds, attention_mask, cache, placeholde
         ahead of the number of tokens, `(batch_size, 1)`: the cache carries it to the next call.
 
     Raises:
-        ValueError: if the mask has another number of dimensions.
+        ValueError: if the mask has another number of dimensions, or the cache had other rows.
     """
     batch_size, length = inputs_embeds.shape[:2]
     past_length = 0 if cache is None else cache.get_seq_length()
@@ -204,7 +248,7 @@ def continued_positions(config, inputs_embeds, attention_mask, cache, placeholde
             "with `latent_stride` finds them from a mask (batch_size, sequence_length). Give one of the two."
         )
     counted = attention_mask.long().cumsum(dim=1) - 1
-    delta = getattr(cache, "position_delta", None) if past_length else None
+    delta = carried_delta(cache, batch_size) if past_length else None
     position_ids = counted[:, -length:] if delta is None else counted[:, -length:] + delta
     if placeholder_mask is not None:
         steps = stride_positions(config, placeholder_mask, attention_mask[:, -length:], context_strides)

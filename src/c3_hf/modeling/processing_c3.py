@@ -4,15 +4,15 @@
 This file is both a module of the package and one of the remote-code files of every C3 repository on the Hub.
 """
 
-import json
-import os
 import re
+from pathlib import Path
 from typing import Optional, Union
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from .contexts_c3 import pad_rows
+from .contexts_c3 import pad_contexts, pad_rows
 from .prompt_c3 import (
     CONTEXT_END_TOKEN,
     CONTEXT_START_TOKEN,
@@ -229,9 +229,8 @@ class C3Processor(ProcessorMixin):
             return ids
         left = self.tokenizer.truncation_side == "left"
         kept, cut = (ids[-max_length:], ids[:-max_length]) if left else (ids[:max_length], ids[max_length:])
-        if set(cut) & set(
-            self.tokenizer.convert_tokens_to_ids([CONTEXT_START_TOKEN, CONTEXT_TOKEN, CONTEXT_END_TOKEN])
-        ):
+        markers = [CONTEXT_START_TOKEN, CONTEXT_TOKEN, CONTEXT_END_TOKEN]
+        if set(cut) & set(self.tokenizer.convert_tokens_to_ids(markers)):
             raise ValueError(
                 f"`text` row {row} has {len(ids)} tokens, and cutting it to `max_length`={max_length} would cut a "
                 "context off. Give a larger `max_length`, or shorten the text around the context."
@@ -269,12 +268,8 @@ class C3Processor(ProcessorMixin):
         return self.encoder_reader.read_plain([text])[0][0]
 
     def _tokenize_contexts(self, rows):
-        num_contexts = max(len(row) for row in rows)
-        slots = [contexts[slot] if slot < len(contexts) else "" for contexts in rows for slot in range(num_contexts)]
-        ids = [torch.tensor(ids, dtype=torch.long) for ids, _ in self.encoder_reader.read_plain(slots)]
-        ids, mask = pad_rows(ids, left=False)
-        shape = (len(rows), num_contexts, ids.shape[1])
-        return ids.reshape(shape), mask.reshape(shape)
+        read = iter(self.encoder_reader.read_plain([context for row in rows for context in row]))
+        return pad_contexts([[torch.tensor(next(read)[0], dtype=torch.long) for _ in row] for row in rows])
 
     def apply_chat_template(
         self,
@@ -384,11 +379,11 @@ class C3Processor(ProcessorMixin):
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """As `ProcessorMixin.save_pretrained`, in a form that both ends of the supported transformers range load."""
         files = super().save_pretrained(save_directory, push_to_hub=False, **kwargs)
-        _keep_loadable(os.path.join(save_directory, "tokenizer_config.json"))
+        _keep_loadable(Path(save_directory))
         if self._encoder_tokenizer is not None:
-            folder = os.path.join(save_directory, "encoder_tokenizer")
+            folder = Path(save_directory) / "encoder_tokenizer"
             self._encoder_tokenizer.save_pretrained(folder)
-            _keep_loadable(os.path.join(folder, "tokenizer_config.json"))
+            _keep_loadable(folder)
         return files
 
     @classmethod
@@ -440,24 +435,17 @@ def _kind(context):
 
 
 def _pad_latents(rows):
-    num_contexts = max(len(row) for row in rows)
     example = next(latents for row in rows for latents in row)
-    padded = example.new_zeros((len(rows), num_contexts, *example.shape))
-    for row, latents in enumerate(rows):
-        for slot, block in enumerate(latents):
-            padded[row, slot] = block
-    return padded
+    none = example.new_zeros((0, *example.shape))
+    return pad_sequence([torch.stack(row) if row else none for row in rows], batch_first=True)
 
 
-def _keep_loadable(path):
+def _keep_loadable(folder):
     # transformers 5 writes the name "TokenizersBackend", which 4.57 does not know; both know the older name.
-    with open(path, encoding="utf-8") as file:
-        config = json.load(file)
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(config, file, ensure_ascii=False, indent=2)
-            file.write("\n")
+    path, entry = folder / "tokenizer_config.json", '"tokenizer_class": "{}"'
+    text = path.read_text(encoding="utf-8")
+    text = text.replace(entry.format("TokenizersBackend"), entry.format("PreTrainedTokenizerFast"))
+    path.write_text(text, encoding="utf-8")
 
 
 C3Processor.register_for_auto_class("AutoProcessor")

@@ -124,13 +124,21 @@ def escape_characters(tokenizer) -> list[str]:
 
 
 def reads_escapes(tokenizer) -> bool:
-    """Whether the tokenizer takes the escape out again, behind every character where it can be needed."""
+    """Whether the tokenizer takes the escape out again, behind every character where it can be needed, and too late
+    for what is left to be read as a special token."""
     # By the backend, because a call of the tokenizer sets things in it.
     read = tokenizer.backend_tokenizer.encode
-    return all(
+    return not any(token.normalized for token in tokenizer.added_tokens_decoder.values() if token.special) and all(
         read(first + ESCAPE, add_special_tokens=False).ids == read(first, add_special_tokens=False).ids
         for first in escape_characters(tokenizer)
     )
+
+
+def _check_fast(tokenizer):
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(
+            f"`tokenizer` must be a fast tokenizer, got {type(tokenizer).__name__}. Convert it to a tokenizer.json."
+        )
 
 
 def escape(text: str, first_characters: list[str]) -> str:
@@ -156,11 +164,7 @@ class TokenReader:
     """
 
     def __init__(self, tokenizer):
-        if not getattr(tokenizer, "is_fast", False):
-            raise TypeError(
-                f"`tokenizer` must be a fast tokenizer, got {type(tokenizer).__name__}. Convert it to a "
-                "tokenizer.json."
-            )
+        _check_fast(tokenizer)
         self.tokenizer = tokenizer
         self._copies = {}
 
@@ -343,13 +347,14 @@ def install_escapes(tokenizer) -> None:
     Raises:
         TypeError: if the tokenizer is not backed by the `tokenizers` library.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(
-            f"`tokenizer` must be a fast tokenizer, got {type(tokenizer).__name__}. Convert it to a tokenizer.json."
-        )
-    characters = escape_characters(tokenizer)
+    _check_fast(tokenizer)
+    backend, characters = tokenizer.backend_tokenizer, escape_characters(tokenizer)
     if not reads_escapes(tokenizer):
-        backend = tokenizer.backend_tokenizer
+        state = json.loads(backend.to_str())
+        for token in state["added_tokens"]:
+            # Else it is looked for in the normalised text, where no escape is left (GPT-2's `<|endoftext|>`).
+            token["normalized"] = token["normalized"] and not token["special"]
+        backend.__setstate__(json.dumps(state).encode())
         steps = [normalizers.Replace(first + ESCAPE, first) for first in characters]
         backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
     tokenizer.chat_template = build_chat_template(characters)
