@@ -79,9 +79,8 @@ class C3Model(C3PreTrainedModel):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder_config)
         self.latent_queries = nn.Embedding(config.num_latents, config.encoder_config.hidden_size)
-        self.projector = nn.Linear(
-            config.encoder_config.hidden_size, config.text_config.hidden_size, bias=config.projector_bias
-        )
+        widths = config.encoder_config.hidden_size, config.text_config.hidden_size
+        self.projector = nn.Linear(*widths, bias=config.projector_bias)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 

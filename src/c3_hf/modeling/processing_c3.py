@@ -429,9 +429,7 @@ def _as_tensors(tensor, return_tensors):
 
 
 def _kind(context):
-    if isinstance(context, str):
-        return "text"
-    return "num_blocks" if context is None else "latents"
+    return "text" if isinstance(context, str) else "num_blocks" if context is None else "latents"
 
 
 def _pad_latents(rows):
@@ -443,9 +441,8 @@ def _pad_latents(rows):
 def _keep_loadable(folder):
     # transformers 5 writes the name "TokenizersBackend", which 4.57 does not know; both know the older name.
     path, entry = folder / "tokenizer_config.json", '"tokenizer_class": "{}"'
-    text = path.read_text(encoding="utf-8")
-    text = text.replace(entry.format("TokenizersBackend"), entry.format("PreTrainedTokenizerFast"))
-    path.write_text(text, encoding="utf-8")
+    names = entry.format("TokenizersBackend"), entry.format("PreTrainedTokenizerFast")
+    path.write_text(path.read_text(encoding="utf-8").replace(*names), encoding="utf-8")
 
 
 C3Processor.register_for_auto_class("AutoProcessor")
