@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from c3_hf.latents.restoring import Restorer, generation_budget
+from c3_hf.latents.decoding import Restorer, generation_budget
 
 from .record import ROOT, measure, ratio, spread
 from .shapes import Setup
@@ -36,7 +36,7 @@ def compare(setup: Setup, kind: str, text: str, draft: int | str) -> dict[str, A
     ids = setup.processor.tokenize_context(text)[: setup.scale.segment_length]
     latents = setup.model.get_context_features(torch.tensor([ids], device=setup.device))
     restorer = Restorer(setup.model, setup.processor)
-    prompt = restorer.prompt_ids.unsqueeze(0)
+    prompt = restorer.prompt_ids.unsqueeze(0).to(setup.device)
     budget = generation_budget(len(ids))
 
     def generate(**options: Any) -> list[int]:
@@ -53,7 +53,7 @@ def compare(setup: Setup, kind: str, text: str, draft: int | str) -> dict[str, A
 
     def drafted() -> list[int]:
         if draft == "blocks":
-            return restorer.generate(latents, budget)[0]
+            return restorer.generate(latents[0], budget)[0]
         return generate(prompt_lookup_num_tokens=draft)
 
     passes: list[int] = []

@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 
-from c3_hf.latents import CompressedContext, restore
-from c3_hf.latents.compressor import CompressOptions, Compressor
+from c3_hf import CompressedContext, CompressionOptions, restore
+from c3_hf.latents.compress import Compressor
+from c3_hf.latents.decoding import Restorer
 from c3_hf.latents.fingerprints import fingerprint_model
-from c3_hf.latents.restoring import context_batch
-from c3_hf.latents.segmentation import iter_segments
-from c3_hf.latents.verification import measure_margins
+from c3_hf.latents.segments import iter_segments
 
 from .latents_setup import data_hash, load, parser, records, write_record
 
@@ -125,7 +124,7 @@ def _measure_job(name: str) -> dict[str, Any]:
 
 def measure(model: Any, processor: Any, sources: Sequence[bytes], options: Any) -> dict[str, Any]:
     """Compress every source byte-exactly, restore it with another batch size, compare, count."""
-    compressor = Compressor(model, processor, make_options(options).resolved(model))
+    compressor = Compressor(Restorer(model, processor), make_options(options))
     owned = (
         (owner, segment)
         for owner, source in enumerate(sources)
@@ -140,7 +139,7 @@ def measure(model: Any, processor: Any, sources: Sequence[bytes], options: Any) 
         for (owner, _), data in zip(group, pieces):
             restored[owner].update(data)
         tokens += context.num_tokens
-    counts = dataclasses.asdict(compressor.counts)
+    counts = dataclasses.asdict(compressor.state.exact)
     digests = [hashlib.sha256(source).digest() for source in sources]
     return {
         "sources": len(sources),
@@ -160,9 +159,9 @@ def restore_each(context: CompressedContext, model: Any, processor: Any, batch_s
     return [restored[start:end] for start, end in pairwise(ends)]
 
 
-def make_options(options: Any) -> CompressOptions:
+def make_options(options: Any) -> CompressionOptions:
     """Byte-exact, bfloat16 latents, the default margin."""
-    return CompressOptions(
+    return CompressionOptions(
         segment_length=options.segment_length,
         dtype=torch.bfloat16,
         verify=True,
@@ -179,16 +178,12 @@ def make_options(options: Any) -> CompressOptions:
 def numeric_noise(model: Any, processor: Any, sources: Sequence[bytes], options: Any) -> dict[str, float]:
     """How far margins move between batch sizes, in logits: what the margin of byte-exact mode must cover."""
     segments = [next(iter_segments(source, processor.tokenizer, options.segment_length)) for source in sources[:32]]
-    compressor = Compressor(model, processor, make_options(options).resolved(model))
-    ids, mask = context_batch([segment.token_ids for segment in segments], model.device)
-    latents = model.get_context_features(ids, mask)
-    sequences = [segment.token_ids for segment in segments]
-    together = torch.cat(measure_margins(compressor.restorer, latents, sequences))
-    alone = [
-        measure_margins(compressor.restorer, latents[row : row + 1], [sequence])[0]
-        for row, sequence in enumerate(sequences)
-    ]
-    moved = (torch.cat(alone) - together).abs()
+    restorer = Restorer(model, processor)
+    margins = []
+    for batch_size in (len(segments), 1):
+        compressor = Compressor(restorer, dataclasses.replace(make_options(options), batch_size=batch_size))
+        margins.append(torch.cat([item.margins for item in compressor.measure(segments)]))
+    moved = (margins[0] - margins[1]).abs()
     return {"largest": moved.max().item(), "mean": moved.mean().item(), "positions": len(moved)}
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from c3_hf import CompressionOptions, compress
 from c3_hf.evaluation.metrics.characters import char_precision
-from c3_hf.latents import compress
-from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision
-from c3_hf.latents.restoring import Restorer, batches_by_length, context_batch, decode_tokens, generation_budget
-from c3_hf.latents.segmentation import Segment, iter_segments
-from c3_hf.latents.verification import measure_margins
+from c3_hf.latents.compress import Compressor
+from c3_hf.latents.context import project
+from c3_hf.latents.decoding import Restorer, batches_by_length, decode_tokens, generation_budget
+from c3_hf.latents.measure import Calibration, SegmentFidelity, expected_precision
+from c3_hf.latents.segments import Segment, iter_segments
 
 from .latents_setup import data_hash, load, parser, texts, write_record
 
@@ -65,12 +66,16 @@ def main(arguments: Sequence[str]) -> int:
 def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -> list[dict[str, Any]]:
     """Margins and free-running result of each segment; float32 latents."""
     restorer = Restorer(model, processor)
+    compressor = Compressor(
+        restorer, CompressionOptions(dtype=torch.float32, verify=True, batch_size=options.batch_size)
+    )
     results: dict[int, dict[str, Any]] = {}
     for rows in batches_by_length([len(segment.token_ids) for segment in segments], options.batch_size):
         batch = [segments[row] for row in rows]
         sequences = [segment.token_ids for segment in batch]
-        latents = model.get_context_features(*context_batch(sequences, model.device))
-        margins = measure_margins(restorer, latents, sequences)
+        measured = compressor.measure(batch)
+        latents = project(model, torch.stack([item.latents for item in measured]), None)
+        margins = [item.margins for item in measured]
         generated = restorer.generate(latents, generation_budget(max(map(len, sequences))))
         for row, segment, values, new_ids in zip(rows, batch, margins, generated):
             fidelity = SegmentFidelity.from_margins(values)

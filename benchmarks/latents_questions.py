@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from c3_hf.latents import CompressedContext, compress
-from c3_hf.latents.segmentation import iter_segments
+from c3_hf import CompressedContext, compress
+from c3_hf.latents.segments import iter_segments
 
 from .latents_setup import data_hash, load, parser, records, write_record
 from .record import measure, ratio, spread

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from c3_hf.latents import compress
+from c3_hf import compress
 
 from .latents_setup import data_hash, load, parser, records, write_record
 from .record import process_memory

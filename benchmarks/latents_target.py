@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from c3_hf.latents import CompressedContext, compress
+from c3_hf import CompressedContext, compress
 
 from .latents_setup import data_hash, load, parser, records, texts, write_record
 

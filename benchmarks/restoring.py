@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from c3_hf.latents.restoring import Restorer, batches_by_length
+from c3_hf.latents.decoding import Restorer, batches_by_length
 
 from .record import measure, ratio, spread
 from .shapes import Setup
@@ -49,4 +49,4 @@ def restore(restorer: Restorer, latents: torch.Tensor, lengths: list[int]) -> No
     """Generate `lengths[i]` tokens and a stop from `latents[i]`, in batches of like length."""
     for rows in batches_by_length(lengths, BATCH_SIZE):
         sizes = [lengths[row] for row in rows]
-        restorer.generate(latents[rows], max(sizes) + 1, forced=[[] for _ in rows], lengths=sizes)
+        restorer.generate(latents[rows, 0], max(sizes) + 1, forced=[[] for _ in rows], lengths=sizes)

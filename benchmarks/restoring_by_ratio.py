@@ -25,7 +25,7 @@ from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.evaluation.metrics.tokens import accuracy_by_position
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
 from c3_hf.files import write_json
-from c3_hf.latents.restoring import restore_texts
+from c3_hf.pipeline import restore_texts
 
 from .finding import measure_questions, measure_sentences
 from .record import environment

@@ -213,7 +213,7 @@ class Setup:
     def generate(self, new_tokens: int, input_ids: torch.LongTensor, **options: Any) -> torch.LongTensor:
         """Exactly `new_tokens` greedy tokens, `(batch_size, prompt_length + new_tokens)`.
 
-        Batches are decoded in stretches on a CPU, as in `c3_hf.latents.restoring.Restorer`. On a GPU the cache is
+        Batches are decoded in stretches on a CPU, as in `c3_hf.latents.decoding.Restorer`. On a GPU the cache is
         static: generate() then compiles the decode step by itself.
         """
         contexts = {"context_input_ids", "context_latents"} & set(options)
@@ -221,8 +221,8 @@ class Setup:
             latents = options.get("context_latents")
             if latents is None:
                 latents = self.model.get_context_features(options["context_input_ids"])
-            latents = latents.expand(len(input_ids), -1, -1, -1)
-            new_ids = generate_in_stretches(self.model, input_ids, latents, new_tokens, None, ENDLESS)
+            given = {"context_latents": latents.expand(len(input_ids), -1, -1, -1)}
+            new_ids = generate_in_stretches(self.model, input_ids, given, new_tokens, None, ENDLESS)
             return torch.cat([input_ids, torch.tensor(new_ids)], dim=1)
         return self.model.generate(
             input_ids=input_ids,

@@ -5,21 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoProcessor
-
-import c3_hf
-from c3_hf.latents import compress, restore
+from c3_hf import C3Pipeline
 
 
 DATA = "Ame\u0301lie wrote <|im_end|> on the wall,\r\nand nobody knew why. ".encode() + b"\xff\xfe are not UTF-8.\n"
 
 
 def main() -> None:
-    model = AutoModelForCausalLM.from_pretrained(c3_hf.tiny_model_path(), dtype="float32")
-    processor = AutoProcessor.from_pretrained(c3_hf.tiny_model_path())
+    pipe = C3Pipeline.from_pretrained(dtype="float32")
     data = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else DATA
-    context = compress(data, model, processor, exact=True, verify=True, progress=True)
-    restored = restore(context, model, processor)
+    context = pipe.compress(data, exact=True, verify=True, progress=True)
+    restored = pipe.restore(context)
     print(context)
     print("identical:", restored.data == data)
     for index, fidelity in enumerate(context.fidelity):

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import factories
-from c3_hf import C3Pipeline, CompressedContext
+from c3_hf import C3Pipeline, C3Processor, CompressedContext, CompressionOptions
+from c3_hf.latents.measure import Calibration
 
 
 TEXT = "The night train left the harbour a little after nine, and nobody on the pier looked up. It was raining."
@@ -105,8 +106,69 @@ def test_what_is_no_c3_model(tmp_path):
         C3Pipeline.from_pretrained(tmp_path)
 
 
+def test_what_cannot_be_loaded(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`pretrained_model_name_or_path` .*: no C3 model can be loaded from there \("
+    ):
+        C3Pipeline.from_pretrained(tmp_path)
+
+
+def test_segments_as_long_as_the_model_has_positions_for(pipe):
+    text = "word " * 1200
+    with pytest.raises(ValueError, match=r"`segment_length` must be at most 1055"):
+        pipe.compress(text, segment_length=pipe.longest_segment + 1)
+    assert pipe.compress(text, segment_length=pipe.longest_segment).header.segment_length == 1055
+
+
+@pytest.mark.parametrize("device", ["meta", "foo"])
+def test_what_is_no_device(device):
+    with pytest.raises(ValueError, match=f"`device` '{device}' cannot be used here"):
+        C3Pipeline.from_pretrained(device=device)
+
+
 def test_a_device_that_is_not_here():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match="`device` 'cuda' cannot be used here"):
         C3Pipeline.from_pretrained(device="cuda")
+
+
+def test_several_contexts_share_batches_and_come_back_one_by_one(pipe, context):
+    other = pipe.compress("Another text, shorter.")
+    empty = pipe.compress("")
+    restored = pipe.restore([context, empty, other], batch_size=2)
+    assert [str(text) for text in restored] == [TEXT, "", "Another text, shorter."]
+    assert all(text.is_exact for text in restored)
+    assert pipe.restore([]) == []
+
+
+def test_the_options_are_one_object(pipe):
+    options = CompressionOptions(segment_length=16, dtype=torch.float32)
+    context = pipe.compress(TEXT, options, verify=True)
+    assert (context.header.segment_length, context.latents.dtype) == (16, torch.float32)
+    assert context.margins is not None
+    digest = context.header.text_sha256
+    assert pipe.would_make(context, digest, options, verify=True)
+    assert not pipe.would_make(context, digest, options)
+    assert not pipe.would_make(context, "0" * 64, options, verify=True)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'segment_size'"):
+        pipe.compress(TEXT, segment_size=16)
+
+
+def test_calibration_lies_beside_the_weights(pipe, tmp_path):
+    assert pipe.calibration == Calibration(derail=0.08, floor=0.0)
+    header = pipe.compress(TEXT, verify=True).header
+    assert (header.derail, header.floor) == (0.08, 0.0)
+    pipe.processor.save_pretrained(tmp_path)
+    assert C3Processor.from_pretrained(tmp_path).calibration == {"derail": 0.08, "floor": 0.0}
+    # A checkpoint that says nothing: nothing behind an error counts.
+    silent = C3Pipeline(factories.make_model(), factories.make_processor())
+    assert silent.calibration == Calibration(derail=1.0, floor=0.0)
+    assert silent.compress("a text").header.derail is None
+    for said, message in [
+        ({"derail": 2.0}, "`derail` of a calibration must be a number from 0 to 1, got 2.0"),
+        ({"other": 1.0}, "`processor.calibration` must give `derail` and `floor`"),
+    ]:
+        wrong = C3Pipeline(silent.model, factories.make_processor(calibration=said))
+        with pytest.raises(ValueError, match=message):
+            wrong.compress("a text")

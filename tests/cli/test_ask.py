@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import c3_hf
 from c3_hf.cli import main
-from c3_hf.cli.ask import choose_prompt, parse_segments, split_words
+from c3_hf.cli.ask import parse_segments, split_words
 from c3_hf.latents import CompressedContext
-from c3_hf.latents.asking import best_segments, words_of
+from c3_hf.latents.ask import best_segments, choose_prompt, words_of
 from c3_hf.modeling.processing_c3 import C3Processor
 from factories import make_processor
 
@@ -37,7 +37,7 @@ def answering(tmp_path_factory, model):
 
 @pytest.fixture
 def ask(here, answering):
-    assert main(["compress", "a.txt", "-o", "a.c3", "--dtype", "float32", "--model", answering]) == 0
+    assert main(["compress", "a.txt", "-o", "a.c3", "--latent-dtype", "float32", "--model", answering]) == 0
     return lambda *words: main(["ask", *words, "--model", answering, "--max-new-tokens", "6"])
 
 
@@ -66,7 +66,7 @@ def test_a_long_context_is_cut_to_the_segments_that_match(ask, here, answering, 
     parts = [f"Part {number} says nothing much.\n\n" for number in range(200)]
     parts[70] = "The violin was played very badly.\n\n"
     (here / "long.txt").write_text("".join(parts))
-    words = ["--segment-length", "40", "--dtype", "float32", "--model", answering]
+    words = ["--segment-length", "40", "--latent-dtype", "float32", "--model", answering]
     assert main(["compress", "long.txt", "-o", "long.c3", *words]) == 0
     capsys.readouterr()
     assert ask("long.c3", "Who played the violin?", "--text", "long.txt") == 0
@@ -126,7 +126,7 @@ def test_the_bundled_model_finds_and_does_not_answer(facts, capsys):
     assert main(["ask", facts, "--start", "The access code of the depot at Bergen is"]) == 0
     shown = capsys.readouterr()
     assert shown.out == "The access code of the depot at Bergen is 482913.\n"
-    assert "used: segment 0 of 0 to 0 (it holds the words of --start)" in shown.err
+    assert "used: segment 0 of 0 to 0 (it holds the words of `--start`; --segments chooses others)" in shown.err
     # The question is nothing this model could use.
     assert main(["ask", facts, "Who?", "--start", "The keeper of the lighthouse at Rostock is"]) == 0
     assert capsys.readouterr().out == "The keeper of the lighthouse at Rostock is Edith Parker.\n"
@@ -159,10 +159,10 @@ def test_a_reply_ends_where_it_leaves_the_text(facts, monkeypatch, capsys):
         (["a.c3"], r"`QUESTION` is missing"),
         (["absent.c3", "Who?"], r"there is no file absent.c3"),
         (["Who?"], r"there is no file Who\?\. Give a compressed context in front of a question"),
-        (["a.c3", "Who?", "--segments", "7"], r"`--segments` names 7, there are 0 to 0"),
+        (["a.c3", "Who?", "--segments", "7"], r"`--segments` must name some of 0 to 0, got \[7\]"),
         (["a.c3", "Who?", "--segments", "1-"], r"`--segments` must be numbers and ranges such as 0,4-7, got '1-'"),
         (["a.c3", "a.c3", "Who?", "--text", "a.txt"], r"`--text` goes with a single context, got 2"),
-        (["empty.c3", "Who?"], r"empty.c3 holds no text"),
+        (["empty.c3", "Who?"], r"`FILE.c3` holds no text \(.*empty.c3\)"),
     ],
 )
 def test_what_cannot_be_asked(ask, here, answering, capsys, words, message):
@@ -177,19 +177,19 @@ def test_what_cannot_be_asked(ask, here, answering, capsys, words, message):
 
 def test_which_prompt():
     everything = {"restore": "", "find": "", "ask": ""}
-    assert choose_prompt(everything, "Who?", None) == "ask"
+    assert choose_prompt(everything, "Who?", "") == "ask"
     assert choose_prompt(everything, "Who?", "It was") == "ask"
-    assert choose_prompt(everything, None, "It was") == "find"
+    assert choose_prompt(everything, "", "It was") == "find"
 
 
 def test_the_last_word_is_the_question_unless_it_names_a_file(here):
     assert split_words(["a.c3", "Who?"]) == (["a.c3"], "Who?")
-    assert split_words(["a.c3", "b.c3"]) == (["a.c3", "b.c3"], None)
-    assert split_words(["-"]) == (["-"], None)
-    assert split_words(["x", "a.txt"]) == (["x", "a.txt"], None)
+    assert split_words(["a.c3", "b.c3"]) == (["a.c3", "b.c3"], "")
+    assert split_words(["-"]) == (["-"], "")
+    assert split_words(["x", "a.txt"]) == (["x", "a.txt"], "")
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "1,,2", "1-2-3", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "1,,2", "1-2-3", "1.5", "0-10000000000000"])
 def test_lists_of_segments_that_are_none(text):
     with pytest.raises(ValueError, match=r"`--segments` must be numbers and ranges"):
         parse_segments(text)

@@ -22,20 +22,41 @@ def model_path(tmp_path_factory):
     return str(path)
 
 
-def test_it_shows_the_original_what_came_back_and_the_numbers(model_path, capsys):
-    assert main(["demo", "--model", model_path, "--ratio", "16"]) == 0
+def test_it_shows_the_original_what_came_back_and_the_numbers(model_path, tmp_path, capsys):
+    text = SAMPLE.read_text("utf-8")[:317]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    assert main(["demo", str(tmp_path / "text.txt"), "--model", model_path, "--ratio", "16"]) == 0
     output = capsys.readouterr().out
-    assert SAMPLE in output
-    segments, latents = re.search(r"^Restored from (\d+) × (\d+) latents$", output, flags=re.MULTILINE).groups()
-    assert latents == "4"
-    tokens = len(SAMPLE.encode())  # the tiny tokenizer has one token a byte
+    assert text in output
+    (segments,) = re.search(r"^Restored from (\d+) × 4 latents: not the same$", output, flags=re.MULTILINE).groups()
+    tokens = len(text.encode())  # the tiny tokenizer has one token a byte
     numbers = re.search(
-        r"^compression ratio ([\d.]+)×, character precision ([\d.]+) %, [\d.]+ s \(\d+ tokens/s\)$",
+        r"^([\d.]+) tokens and ([\d.]+) characters a latent, character precision ([\d.]+) %, [\d.]+ s \(\d+ tokens",
         output,
         flags=re.MULTILINE,
     )
-    assert float(numbers[1]) == pytest.approx(tokens / (4 * int(segments)), abs=0.005)
-    assert 0 <= float(numbers[2]) < 50  # random weights restore nothing
+    assert float(numbers[1]) == pytest.approx(tokens / (4 * int(segments)), abs=0.05)
+    assert float(numbers[2]) == pytest.approx(len(text) / (4 * int(segments)), abs=0.05)
+    assert 0 <= float(numbers[3]) < 50  # random weights restore nothing
+    assert re.match(r"model\d: [\d,]+ parameters, 4 latents for up to 80 tokens, prompts restore\n", output)
+
+
+def test_the_same_text_is_shown_once_and_a_larger_ratio_fails(capsys):
+    assert main(["demo"]) == 0
+    output = capsys.readouterr().out
+    text = SAMPLE.read_text("utf-8")
+    assert output.startswith("c3-tiny: 18,881,704 parameters, 32 latents for up to 640 tokens, prompts ")
+    assert "it copies text of any kind and knows no language" in output.splitlines()[0]
+    assert output.count(text) == 1
+    assert re.search(
+        rf"latents: identical\n\({len(text):,} characters, [\d,]+ tokens, sha256 [0-9a-f]{{12}}\)", output
+    )
+    assert "character precision 100.00 %" in output
+    assert main(["demo", "--ratio", "40"]) == 0
+    output = capsys.readouterr().out
+    assert "--ratio 40: a segment has 16 to 1,055 tokens, so that this is 33.0 tokens a latent" in output
+    assert "Restored from 1 × 32 latents: not the same" in output
+    assert float(re.search(r"character precision ([\d.]+) %", output)[1]) < 80
 
 
 @pytest.mark.parametrize("source", ["file", "stdin"])

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from c3_hf.latents import CompressedContext
+from c3_hf import CompressedContext
 
 
 TEXT = "Elf Schiffe <|im_end|> & Käse.\n\n数到第十一艘。\n".encode()

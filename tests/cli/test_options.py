@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
+import re
 
 import pytest
+import torch
 
+from c3_hf import CompressedContext, CompressionOptions, compress
 from c3_hf.cli import build_parser, main
-from c3_hf.latents import CompressedContext, compress
-from c3_hf.latents.compressor import CompressionOptions
+from c3_hf.cli.compress import options_of
 
 
 # What the command was called with, each time differing from the time before.
@@ -18,7 +19,7 @@ RUNS = [
     ["--segment-length", "40"],
     [],
     ["--segment-length", "41"],
-    ["--dtype", "float32"],
+    ["--latent-dtype", "float32"],
     ["--verify"],
     ["--exact", "--no-check"],
     ["--exact"],
@@ -26,7 +27,7 @@ RUNS = [
     ["--exact", "--verify"],
     ["--target-fidelity", "0.5"],
     ["--target-fidelity", "0.6"],
-    ["--model-dtype", "bfloat16"],
+    ["--dtype", "bfloat16"],
 ]
 
 
@@ -62,23 +63,39 @@ def test_an_unfinished_run_goes_on_with_its_own_options_only(model, processor, t
     with pytest.raises(Killed):
         compress(pieces(), model, processor, **options)
     assert (tmp_path / "a.c3.journal").exists()
-    import torch
-
     for other in ({"dtype": torch.float32}, {"verify": True}, {"exact": True, "exact_check": False}):
         with pytest.raises(ValueError, match=r"holds an unfinished run with other settings"):
             compress("Some words of a text. " * 40, model, processor, **options, **other)
     compress("Some words of a text. " * 40, model, processor, **options)
 
 
-def test_the_options_of_function_command_and_record_are_the_same():
+def test_the_options_of_the_command_are_those_of_compressing():
     fields = {field.name: field.default for field in dataclasses.fields(CompressionOptions)}
-    signature = inspect.signature(compress).parameters
-    assert {name: signature[name].default for name in fields} == fields
-    parsed = vars(build_parser().parse_args(["compress", "a.txt"]))
-    # Nobody has asked for it on the command line yet; the name of a dtype is looked up.
-    given = {name: default for name, default in fields.items() if name not in ("min_segment_length", "dtype")}
-    assert {name: parsed[name] for name in given} == given
-    assert f"torch.{parsed['dtype']}" == str(fields["dtype"])
+    # What is not given is the field's own default; batches have the same size in every command.
+    assert options_of(build_parser().parse_args(["compress", "a.txt"])) == {"batch_size": fields["batch_size"]}
+    values = [10, 40, torch.int8, True, True, 0.5, 20, 1.5, False, 3]
+    given = dict(zip(fields, values, strict=True))
+    words = "--ratio 10 --segment-length 40 --latent-dtype int8 --verify --exact --target-fidelity 0.5"
+    words += " --min-segment-length 20 --exact-margin 1.5 --no-check --batch-size 3"
+    assert options_of(build_parser().parse_args(["compress", "a.txt", *words.split()])) == given
+
+
+def test_the_help_of_an_option_is_what_its_class_says_of_it(capsys):
+    with pytest.raises(SystemExit):
+        main(["compress", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--latent-dtype {float32,bfloat16,int8} how latents are stored" in shown
+    assert "(default: bfloat16)" in shown
+    assert "Only with --exact (default: on)" in shown
+    assert "`" not in shown
+
+
+@pytest.mark.parametrize("command", ["demo", "compress", "restore", "inspect", "ask", "convert", "new", "evaluate"])
+def test_one_word_for_what_is_computed_in(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--dtype \{[\w,]+\} dtype of the model's weights, in which it computes", shown)
 
 
 def test_the_margin_of_exactness_is_an_option(run, here):
@@ -90,7 +107,7 @@ def test_the_margin_of_exactness_is_an_option(run, here):
 @pytest.mark.parametrize("margin", ["-1", "nan", "inf"])
 def test_a_margin_out_of_range(margin, run, here, capsys):
     assert run("compress", "a.txt", "--exact", f"--exact-margin={margin}") == 1
-    assert "`exact_margin` must not be negative" in capsys.readouterr().err
+    assert "`--exact-margin` must not be negative" in capsys.readouterr().err
     assert not (here / "a.txt.c3").exists()
 
 

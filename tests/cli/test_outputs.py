@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from c3_hf import CompressedContext
 from c3_hf.cli import main
-from c3_hf.latents import CompressedContext
 
 
 TEXT = "Elf Schiffe <|im_end|> & Käse.\n\n数到第十一艘。\n".encode()

@@ -13,6 +13,7 @@ import pytest
 import c3_hf
 from c3_hf.cli import main
 from c3_hf.cli.messages import one_line, prepare_streams
+from c3_hf.cli.parsing import as_typed
 
 
 TEXT = "Elf Schiffe <|im_end|> & Käse.\n\n数到第十一艘。\n"
@@ -90,8 +91,6 @@ def test_words_that_are_no_text(words, run, here, no_model, capsys):
 )
 def test_a_closed_standard_input(words, run, here, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
-    if words[0] == "ask":
-        monkeypatch.setattr("c3_hf.cli.ask.choose_prompt", lambda *_: "ask")
     assert run(*words) == 1
     assert "standard input is closed; leave it open, or give a file instead of -" in one_line_of(capsys)
 
@@ -153,6 +152,22 @@ def test_messages_are_one_line():
     error = FileNotFoundError(2, "No such file or directory", "x")
     assert one_line(error) == "x: No such file or directory; check the name"
     assert one_line(MemoryError()) == "there is not enough memory; a smaller --batch-size needs less"
+
+
+def test_messages_name_arguments_as_they_are_typed():
+    typed = {"batch_size": "--batch-size", "exact": "--exact", "question": "QUESTION"}
+    assert as_typed("`batch_size` must be at least 1; `other`, `exact=True`", typed) == (
+        "`--batch-size` must be at least 1; `other`, `--exact`"
+    )
+    assert as_typed("`question` of `Path('batch_size')`, batch_size", typed) == (
+        "`QUESTION` of `Path('batch_size')`, batch_size"
+    )
+
+
+def test_an_advice_names_the_option_of_the_command(run, here, capsys):
+    (here / "a.txt").write_bytes(b"\xff")
+    assert run("compress", "a.txt") == 1
+    assert "or use `--exact`, which keeps any bytes" in one_line_of(capsys)
 
 
 @pytest.mark.parametrize("content", ["a: [1", "a: &x *y", "- 1"])

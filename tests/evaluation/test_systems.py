@@ -8,7 +8,7 @@ import torch
 from c3_hf.evaluation import catalogue
 from c3_hf.evaluation.system import SystemSettings, SystemUnavailable, load_meter
 from c3_hf.evaluation.systems import c3, deepseek_ocr, full_text, llmlingua2, mean_pool, truncation
-from c3_hf.latents.restoring import restore_texts
+from c3_hf.pipeline import restore_texts
 
 
 TEXTS = ["The lamp goes", "好的", "Two boats."]

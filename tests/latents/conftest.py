@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c3_hf.latents import compress
+from c3_hf import compress
 from factories import make_model, make_processor
 
 

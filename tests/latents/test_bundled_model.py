@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import c3_hf
+from c3_hf import CompressedContext, compress, restore, verify
 from c3_hf.data.tasks import FIND_PROMPT
-from c3_hf.latents import CompressedContext, compress, restore, restore_texts, verify
 from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
+from c3_hf.pipeline import restore_texts
 
 
 PROSE = (

@@ -9,12 +9,13 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from c3_hf.latents import CompressedContext, RestoredText, compress, restore, restore_texts, verify
-from c3_hf.latents.fidelity import Calibration, SegmentFidelity
+from c3_hf import C3Pipeline, CompressedContext, compress, restore, verify
+from c3_hf.latents import RestoredText
+from c3_hf.latents.file import read_file, write_file
+from c3_hf.latents.measure import Calibration, SegmentFidelity
 from c3_hf.latents.rendering import WRONG, heat_segments
-from c3_hf.latents.restored import iter_restored
-from c3_hf.latents.storage import read_file, write_file
 from c3_hf.modeling.processing_c3 import C3Processor
+from c3_hf.pipeline import restore_texts
 from factories import NUM_LATENTS, make_tokenizer
 
 
@@ -155,7 +156,7 @@ def test_a_batch_of_no_segments_is_refused_everywhere(compressed, model, process
     calls = [
         lambda: restore(context, model, processor, batch_size=value),
         # Before the first segment is asked for.
-        lambda: iter_restored(context, model, processor, batch_size=value),
+        lambda: C3Pipeline(model, processor).iter_restored(context, batch_size=value),
         lambda: restore(context[2:2], model, processor, batch_size=value),
         lambda: verify(context, text, model, processor, batch_size=value),
         lambda: compress(text, model, processor, batch_size=value),

@@ -9,8 +9,8 @@ import re
 
 import pytest
 
+from c3_hf import CompressedContext
 from c3_hf.cli import main
-from c3_hf.latents import CompressedContext
 from c3_hf.latents.rendering import AFTER_ERROR, CERTAIN, CLOSE, WRONG, character_spans, heat_kind
 
 
@@ -59,7 +59,7 @@ def test_a_file_goes_there_and_back(run, tmp_path, capfdbinary):
 
 def test_leaving_out_the_check(run, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_bytes(DATA)
-    monkeypatch.setattr("c3_hf.latents.compressor.keep_what_restores", lambda *_: pytest.fail("restored"))
+    monkeypatch.setattr("c3_hf.latents.compress.keep_what_restores", lambda *_: pytest.fail("restored"))
     assert run("compress", "a.txt", "--exact", "--no-check") == 0
     assert run("restore", "a.txt.c3", "-o", "b.txt") == 0
     assert (tmp_path / "b.txt").read_bytes() == DATA

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from c3_hf.latents import CompressedContext, restore
+from c3_hf import CompressedContext, restore
+from c3_hf.latents.context import LATENT_DTYPES, dequantize, quantize
+from c3_hf.latents.file import ContextHeader, write_file
 from c3_hf.latents.fingerprints import fingerprint_model, fingerprint_processor
-from c3_hf.latents.quantization import LATENT_DTYPES, dequantize, quantize
 from factories import make_model, make_processor
 
 
@@ -125,7 +126,7 @@ def test_fingerprints_tell_models_and_tokenizers_apart(model, processor):
     assert fingerprint_processor(changed) != fingerprint_processor(processor)
 
 
-def test_what_does_not_fit_is_refused(compressed, model, processor):
+def test_what_does_not_fit_is_refused(compressed, model, processor, tmp_path):
     context, exact = compressed(), compressed(exact=True)
     stranger = make_model(seed=1)
     strange = make_processor()
@@ -159,10 +160,11 @@ def test_what_does_not_fit_is_refused(compressed, model, processor):
     with pytest.raises(ValueError, match=r"is not byte-exact: compress with `exact=True`"):
         context.segment_residual(0)
     with pytest.raises(ValueError, match=r"`header` lacks \['model'\]"):
-        CompressedContext.from_tensors({"tokenizer": "", "num_latents": 4, "hidden_size": 24, "segment_length": 9}, {})
+        ContextHeader.from_entries({"tokenizer": "", "num_latents": 4, "hidden_size": 24, "segment_length": 9}, "it")
     header = {**dataclasses.asdict(context.header), "num_latents": 5}
+    write_file(tmp_path / "other.c3", header, lambda: [context.tensors()])
     with pytest.raises(ValueError, match=r"`header` says 5 latents of width 24, the tensor has \(4, 24\)"):
-        CompressedContext.from_tensors(header, context.tensors())
+        CompressedContext.load(tmp_path / "other.c3")
 
 
 def test_damage_in_memory_is_noticed(compressed, model):

@@ -7,8 +7,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from c3_hf.latents import decoding
-from c3_hf.latents.decoding import ForcedTokens, generate_in_stretches
-from c3_hf.latents.restoring import Restorer
+from c3_hf.latents.decoding import ForcedTokens, Restorer, generate_in_stretches
 from c3_hf.modeling.generation_c3 import CACHE_NAME
 from factories import make_model, make_processor, sub_config
 
@@ -24,7 +23,12 @@ def setup(seed: int = 0, **config):
     restorer = Restorer(model, make_processor())
     contexts = torch.randint(0, 200, (6, 20), generator=torch.Generator().manual_seed(seed))
     settings = {"do_sample": False, "eos_token_id": [5], "pad_token_id": 5}
-    return model, restorer.prompt_ids.expand(6, -1), model.get_context_features(contexts), settings
+    return (
+        model,
+        restorer.prompt_ids.expand(6, -1),
+        {"context_latents": model.get_context_features(contexts)},
+        settings,
+    )
 
 
 def forced_stops(*steps: int) -> torch.Tensor:
@@ -47,31 +51,31 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers"
 @pytest.mark.parametrize("decoder", [{}, SLIDING], ids=["full attention", "sliding window"])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_tokens_are_those_of_generate(seed, decoder):
-    model, prompts, latents, settings = setup(seed, text_config=sub_config(hidden_size=32, **decoder))
+    model, prompts, contexts, settings = setup(seed, text_config=sub_config(hidden_size=32, **decoder))
     forced = forced_stops(3, 30, 8, 7, 21, 0)
     together = model.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
-        context_latents=latents,
+        **contexts,
         logits_processor=LogitsProcessorList([ForcedTokens(forced)]),
         max_new_tokens=26,
         **settings,
     )[:, prompts.shape[1] :].tolist()
-    found = generate_in_stretches(model, prompts, latents, 26, forced, settings)
+    found = generate_in_stretches(model, prompts, contexts, 26, forced, settings)
     assert [up_to_stop(ids) for ids in found] == [up_to_stop(ids) for ids in together]
     assert len(found[1]) == 26, "this row is still going when the tokens are used up"
     assert found[5][0] == 5
 
 
 def test_rows_that_are_done_leave_and_the_cache_grows():
-    model, prompts, latents, settings = setup()
+    model, prompts, contexts, settings = setup()
     seen: list[tuple[int, int]] = []
 
     def note(module, args, kwargs):
         seen.append((len(kwargs["inputs_embeds"]), kwargs[CACHE_NAME].layers[0].max_cache_len))
 
     handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
-    generate_in_stretches(model, prompts, latents, 40, forced_stops(3, 30, 8, 7, 21, 0), settings)
+    generate_in_stretches(model, prompts, contexts, 40, forced_stops(3, 30, 8, 7, 21, 0), settings)
     handle.remove()
     # Rows 0, 3 and 5 stop within the first eight steps, row 2 in the second eight, row 4 in the third.
     assert [rows for rows, _ in seen] == [6] * 8 + [3] * 8 + [2] * 8 + [1] * 7
@@ -79,8 +83,8 @@ def test_rows_that_are_done_leave_and_the_cache_grows():
 
 
 def test_a_stop_in_every_row_ends_it_early():
-    model, prompts, latents, settings = setup()
-    found = generate_in_stretches(model, prompts, latents, 1000, forced_stops(2, 3, 4, 2, 1, 0), settings)
+    model, prompts, contexts, settings = setup()
+    found = generate_in_stretches(model, prompts, contexts, 1000, forced_stops(2, 3, 4, 2, 1, 0), settings)
     assert max(map(len, found)) == 5
 
 

@@ -9,8 +9,7 @@ import sys
 import pytest
 import torch
 
-import c3_hf
-from c3_hf.latents.storage import ORDER
+from c3_hf.latents.file import ORDER
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def tiny_folder(tmp_path, monkeypatch, model, processor):
     """A working folder in which the bundled model is the tiny random one."""
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(c3_hf, "tiny_model_path", lambda: str(tmp_path / "model"))
+    monkeypatch.setattr("c3_hf.pipeline.tiny_model_path", lambda: str(tmp_path / "model"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -52,8 +51,8 @@ def test_the_snippets_on_the_page_of_contexts_run(repository, tiny_folder, capsy
     scope = {}
     for snippet in re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL):
         exec(snippet, scope)
-    model, processor, context = scope["model"], scope["processor"], scope["context"]
-    assert capsys.readouterr().out == c3_hf.restore(context, model, processor).text + "\n"
+    processor, context = scope["processor"], scope["context"]
+    assert capsys.readouterr().out == scope["pipe"].restore(context).text + "\n"
     length = processor.apply_chat_template(scope["messages"])["input_ids"].shape[1]
     answer = processor.tokenizer.decode(scope["output"][0, length:], skip_special_tokens=True)
     assert scope["answer"] == {"role": "assistant", "content": answer}

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from c3_hf.latents import compress, restore
-from c3_hf.latents.fitting import MeasuredSegment, fit_segments
-from c3_hf.latents.segmentation import iter_segments
+from c3_hf import compress, restore
+from c3_hf.latents.measure import MeasuredSegment, fit_segments
+from c3_hf.latents.segments import iter_segments
 from factories import make_tokenizer
 
 
@@ -30,7 +30,7 @@ def measure_with_reach(reach, passes):
             limit = reach // 4 if any(char.isdigit() for char in segment.text) else reach
             margins = torch.ones(len(segment.token_ids) + 1)
             margins[limit:] = -1
-            measured.append(MeasuredSegment(segment, torch.zeros(4, 8), None, margins))
+            measured.append(MeasuredSegment(segment, torch.zeros(4, 8), None, None, margins))
         return measured
 
     return measure
@@ -43,7 +43,7 @@ def test_every_segment_reaches_the_target_with_bounded_passes(reach):
     start = list(iter_segments(text, TOKENIZER, 400))
     fitted = fit_segments(start, measure_with_reach(reach, passes), cut, target=1.0, shortest=16)
     assert "".join(item.segment.text for item in fitted) == text
-    assert all(item.token_accuracy == 1.0 for item in fitted)
+    assert all(item.fidelity.token_accuracy == 1.0 for item in fitted)
     assert len(passes) <= 2 + math.log(400 / 16) / math.log(1 / 0.8)
     assert sum(passes) <= len(passes) * len(text)
     # Where it is easy, segments stay long.
@@ -56,9 +56,9 @@ def test_the_reach_is_the_longest_start_that_is_good_enough():
     margins = torch.tensor([1.0, 1, 1, -1, 1, 1, 1, 1, -1, -1, 1])
     reaches = {0.5: 10, 0.8: 8, 0.75: 9, 1.0: 3, 0.9: 3}
     for target, reach in reaches.items():
-        assert MeasuredSegment(segment, torch.zeros(1), None, margins).reach(target) == reach
-    assert MeasuredSegment(segment, torch.zeros(1), None, None).reach(1.0) == 10
-    assert MeasuredSegment(segment, torch.zeros(1), None, -margins.abs()).reach(0.5) == 0
+        assert MeasuredSegment(segment, torch.zeros(1), None, None, margins).reach(target) == reach
+    assert MeasuredSegment(segment, torch.zeros(1), None, None, None).reach(1.0) == 10
+    assert MeasuredSegment(segment, torch.zeros(1), None, None, -margins.abs()).reach(0.5) == 0
 
 
 def test_what_never_comes_back_is_not_cut_for_nothing():
@@ -66,7 +66,7 @@ def test_what_never_comes_back_is_not_cut_for_nothing():
     start = list(iter_segments("some words that never come back " * 30, TOKENIZER, 200))
     fitted = fit_segments(start, measure_with_reach(0, passes), cut, target=0.9, shortest=20)
     assert [item.segment.text for item in fitted] == [segment.text for segment in start]
-    assert all(item.token_accuracy < 0.9 for item in fitted)
+    assert all(item.fidelity.token_accuracy < 0.9 for item in fitted)
     assert len(passes) > 1
 
 
@@ -82,7 +82,7 @@ def test_a_part_that_never_comes_back_does_not_keep_the_rest_from_its_target():
     text = "good words " * 12 + "0123456789" * 2 + "more good words " * 12
     fitted = fit_segments(list(iter_segments(text, TOKENIZER, 100)), measure, cut, target=1.0, shortest=16)
     assert "".join(item.segment.text for item in fitted) == text
-    missed = "".join(item.segment.text for item in fitted if item.token_accuracy < 1.0)
+    missed = "".join(item.segment.text for item in fitted if item.fidelity.token_accuracy < 1.0)
     assert "0123456789" * 2 in missed
     assert len(missed) < 100
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from c3_hf.latents import CompressedContext, compress
+from c3_hf import CompressedContext, compress
 from factories import make_model, make_processor
 
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache, LogitsProcessorList
 
-from c3_hf.latents import guessing, restoring
-from c3_hf.latents.decoding import ForcedTokens
-from c3_hf.latents.guessing import guess_in_blocks, has_full_attention
-from c3_hf.latents.restoring import Restorer
+from c3_hf.latents import decoding
+from c3_hf.latents.decoding import ForcedTokens, Restorer, guess_in_blocks, has_full_attention
 from factories import make_model, make_processor, sub_config
 
 
@@ -56,7 +54,7 @@ def by_token(model, prompt_ids, new_tokens: int) -> list[list[int]]:
 
 
 def guess(model, prompts, new_tokens: int, forced=None):
-    return guess_in_blocks(model, prompts, None, new_tokens, forced, [STOP])
+    return guess_in_blocks(model, prompts, {}, new_tokens, forced, [STOP])
 
 
 def test_a_decoder_that_counts_takes_two_passes_a_block():
@@ -106,9 +104,8 @@ def test_forced_tokens_are_guessed_too():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restorer_gives_what_generate_gives(seed, batch_size, block, monkeypatch):
     # In blocks of two tokens half of the guesses of a random model are confirmed, in blocks of sixteen none.
-    for module in (guessing, restoring):
-        monkeypatch.setattr(module, "FIRST_BLOCK", block)
-    monkeypatch.setattr(guessing, "_BLOCK_TOKENS", block)
+    monkeypatch.setattr(decoding, "_FIRST_BLOCK", block)
+    monkeypatch.setattr(decoding, "_BLOCK_TOKENS", block)
     model = make_model(seed)
     restorer = Restorer(model, make_processor())
     contexts = torch.randint(0, 200, (batch_size, 20), generator=torch.Generator().manual_seed(seed))
@@ -127,7 +124,7 @@ def test_a_restorer_gives_what_generate_gives(seed, batch_size, block, monkeypat
         do_sample=False,
     )[:, prompts.shape[1] :].tolist()
     corrections = [[(length // 2, 40 + row)] for row, length in enumerate(lengths)]
-    found = restorer.generate(latents, max(lengths) + 1, corrections, lengths)
+    found = restorer.generate(latents[:, 0], max(lengths) + 1, None, corrections, lengths)
     for row, length in enumerate(lengths):
         stops = [place for place, token in enumerate(expected[row]) if token in restorer.stop_ids]
         end = min([length, *stops])
@@ -153,9 +150,9 @@ def test_one_row_says_whether_guessing_pays(first, others, expected, monkeypatch
         calls.append((len(prompts), new_tokens))
         return [list(ids[:new_tokens]) for ids in [first, others, others, others][: len(prompts)]]
 
-    monkeypatch.setattr("c3_hf.latents.restoring.guess_in_blocks", guess_in_blocks)
+    monkeypatch.setattr("c3_hf.latents.decoding.guess_in_blocks", guess_in_blocks)
     model = make_model()
-    latents = model.get_context_features(torch.arange(30).unsqueeze(0)).expand(4, -1, -1, -1)
+    latents = model.get_context_features(torch.arange(30).unsqueeze(0))[0].expand(4, -1, -1)
     restorer = Restorer(model, make_processor())
     restorer.generate(latents, 40)
     restorer.generate(latents, 40)
@@ -163,7 +160,7 @@ def test_one_row_says_whether_guessing_pays(first, others, expected, monkeypatch
 
 
 def test_what_cannot_take_guesses_back_does_not_guess(monkeypatch):
-    monkeypatch.setattr("c3_hf.latents.restoring.guess_in_blocks", lambda *_: pytest.fail("guessed"))
+    monkeypatch.setattr("c3_hf.latents.decoding.guess_in_blocks", lambda *_: pytest.fail("guessed"))
     windows = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
     sliding = make_model(text_config=sub_config(hidden_size=32, **windows))
     assert not has_full_attention(sliding)
@@ -172,5 +169,5 @@ def test_what_cannot_take_guesses_back_does_not_guess(monkeypatch):
     static.generation_config.cache_implementation = "static"
     suppressing.generation_config.suppress_tokens = [7]
     for model in (sliding, static, suppressing):
-        latents = model.get_context_features(torch.arange(30).unsqueeze(0))
+        latents = model.get_context_features(torch.arange(30).unsqueeze(0))[0]
         Restorer(model, make_processor()).generate(latents, 4)

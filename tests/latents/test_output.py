@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import c3_hf
-from c3_hf.latents import CompressedContext, compress
-from c3_hf.latents.output import atomic_file, claimed
+from c3_hf import CompressedContext, compress
+from c3_hf.files import atomic_file
+from c3_hf.latents.journal import claimed
 
 
 HOLD = """
 import sys
-from c3_hf.latents.output import claimed
+from c3_hf.latents.journal import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -81,7 +82,7 @@ def test_a_run_in_the_midst_of_another_loses_nothing(model, processor, tmp_path)
 )
 def test_what_cannot_be_a_file_is_refused_before_the_work(name, message, model, processor, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr("c3_hf.latents.compressor.Compressor.compress_group", lambda *_: pytest.fail("compressed"))
+    monkeypatch.setattr("c3_hf.latents.compress.Compressor.compress_group", lambda *_: pytest.fail("compressed"))
     with pytest.raises(ValueError, match=message):
         compress("text", model, processor, output=tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"absent.x\.c3'$"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3_hf.latents.residual import Edit, Residual, apply_edits, find_edits, lost_characters
+from c3_hf.latents.exact import Edit, Residual, apply_edits, find_edits, lost_characters
 
 
 CORRECTIONS = st.dictionaries(st.integers(0, 5000), st.integers(0, 200_000)).map(lambda d: tuple(sorted(d.items())))

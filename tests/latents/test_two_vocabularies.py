@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from c3_hf.latents import CompressedContext, compress, restore, restore_texts, verify
+from c3_hf import CompressedContext, compress, restore, verify
+from c3_hf.latents.decoding import Restorer, generation_budget
 from c3_hf.latents.fingerprints import fingerprint_processor
-from c3_hf.latents.restoring import Restorer, generation_budget
+from c3_hf.pipeline import restore_texts
 from factories import make_processor, make_two_vocabularies
 
 
@@ -53,10 +54,10 @@ def test_fidelity_and_exact_restoring_count_the_decoders_tokens(text, tmp_path):
 
 
 def test_a_target_is_fitted_in_the_encoders_tokens(monkeypatch):
-    def forty_right(_, latents, sequences):
+    def forty_right(_, latents, sequences, strides):
         return [torch.where(torch.arange(len(ids) + 1) < 40, 1.0, -1.0) for ids in sequences]
 
-    monkeypatch.setattr("c3_hf.latents.compressor.measure_margins", forty_right)
+    monkeypatch.setattr("c3_hf.latents.compress.measure_margins", forty_right)
     context = compress(PROSE, MODEL, PROCESSOR, segment_length=64, target_fidelity=1.0)
     segments = pieces(context, PROSE)
     assert all(segment.is_exact for segment in context.fidelity)
@@ -67,7 +68,7 @@ def test_a_target_is_fitted_in_the_encoders_tokens(monkeypatch):
 def test_a_reply_may_have_as_many_tokens_as_the_decoder_needs(monkeypatch):
     budgets = []
 
-    def generate(_, latents, max_new_tokens):
+    def generate(_, latents, max_new_tokens, strides):
         budgets.append(max_new_tokens)
         return [[5] * max_new_tokens] * len(latents)
 

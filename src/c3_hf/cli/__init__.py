@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .. import __version__
 from . import ask, compress, convert, demo, evaluate, export, inspect, new, report, restore, train
 from .messages import FAILED, INTERRUPTED, abandon_stdout, expected_errors, one_line, prepare_streams, say
+from .parsing import CommandParser
 
 
 # In the order in which --help lists them.
@@ -23,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="c3-hf", description="Context Cascade Compression: long text in a few latents, and back."
     )
     parser.add_argument("--version", action="version", version=f"c3-hf {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=CommandParser)
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser
@@ -40,22 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argparse itself exits with 2 on words it cannot read.
     """
     prepare_streams()
-    command = ""
+    parsed = None
     try:
         parser = build_parser()
         parsed = parser.parse_args(arguments)
         if parsed.command is None:
             parser.print_help()
             return 0
-        command = parsed.command
         status = parsed.run(parsed)
         # What cannot be written shall not be found out when Python ends, behind a status of success.
         sys.stdout.flush()
         return status
     except expected_errors() as error:
-        say(command, one_line(error))
-        if isinstance(error, ImportError) and command in EXTRAS:
-            print(f'In a clone of the repository: pip install ".[{EXTRAS[command]}]"', file=sys.stderr)
+        say(parsed, one_line(error))
+        if isinstance(error, ImportError) and parsed is not None and parsed.command in EXTRAS:
+            print(f'In a clone of the repository: pip install ".[{EXTRAS[parsed.command]}]"', file=sys.stderr)
         if isinstance(error, OSError):
             abandon_stdout()
         return FAILED

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
+import inspect
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,12 @@ from .files import (
 )
 from .loading import add_model_arguments, load_model
 from .messages import Failures, stdin_bytes
+from .parsing import CommandParser, as_typed
+
+
+# Options of compressing that the command calls otherwise: `--dtype` is the model's, in every command.
+_FLAGS = {"dtype": "--latent-dtype", "exact_check": "--check"}
+_TYPES = {"int": int, "float": float}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -48,53 +55,65 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--force", action="store_true", help="replace an existing output that is no compressed context"
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
-    parser.add_argument("--verify", action="store_true", help="measure and store what each segment brings back")
-    parser.add_argument("--exact", action="store_true", help="byte-exact: store corrections, and check by restoring")
-    parser.add_argument(
-        "--no-check",
-        dest="exact_check",
-        action="store_false",
-        help="with --exact: do not restore now to see whether all comes back (restoring checks in any case)",
-    )
-    parser.add_argument(
-        "--exact-margin",
-        type=float,
-        metavar="LOGITS",
-        help="with --exact: correct right tokens too that are closer than this to another (default: 0.01 in float32, "
-        "0.5 in bfloat16, 0.1 in float16)",
-    )
-    parser.add_argument(
-        "--target-fidelity", type=float, metavar="SHARE", help="token accuracy each segment shall reach, such as 0.999"
-    )
-    parser.add_argument(
-        "--segment-length",
-        type=int,
-        metavar="TOKENS",
-        help="most tokens of a segment (default: what the model was made for, else 20 for each latent)",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=("float32", "bfloat16", "int8"),
-        help="how latents are stored (default: %(default)s)",
-    )
     add_model_arguments(parser)
+    parser.late = add_options
     parser.set_defaults(run=run)
+
+
+def add_options(parser: CommandParser) -> None:
+    """Add the fields of `CompressionOptions`: their names, defaults and docstring."""
+    from c3_hf.latents import CompressionOptions
+    from c3_hf.latents.context import LATENT_DTYPES
+
+    page = inspect.getdoc(CompressionOptions) or ""
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", page, flags=re.MULTILINE)
+    words = {name: " ".join(text.split()).replace("%", "%%").replace("torch.", "") for name, text in entries}
+    known = set(parser.typed.values())
+    fields = [field for field in dataclasses.fields(CompressionOptions) if _flag(field.name) not in known]
+    parser.typed.update((field.name, _flag(field.name)) for field in fields)
+    for field in fields:
+        kind, default = str(field.type).removesuffix(" | None"), str(field.default).removeprefix("torch.")
+        options: dict[str, Any] = {"type": _TYPES.get(kind), "metavar": kind.upper()}
+        if kind == "bool":
+            options = {"action": argparse.BooleanOptionalAction}
+        elif kind == "torch.dtype":
+            options = {"choices": [str(dtype).removeprefix("torch.") for dtype in LATENT_DTYPES]}
+        said = as_typed(words[field.name][0].lower() + words[field.name][1:], parser.typed)
+        shown = "" if field.default in (None, False) else f" (default: {'on' if field.default is True else default})"
+        # What is not given is left to the field's own default.
+        parser.add_argument(
+            _flag(field.name), default=argparse.SUPPRESS, help=said.replace("`", "").rstrip(".") + shown, **options
+        )
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `CompressionOptions` that were given."""
+    import torch
+
+    from c3_hf.latents import CompressionOptions
+
+    names = {field.name: _flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(CompressionOptions)}
+    given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
+    return {name: getattr(torch, value) if name == "dtype" else value for name, value in given.items()}
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compress every input; 1 if one of them could not be done."""
-    failures = Failures("compress")
+    failures = Failures(args)
     jobs = plan_jobs(args.inputs, args.output, args.append, args.force, failures)
     total = len(jobs) + failures.count
     if jobs:
-        model, processor = load_model(args)
+        pipe, options = load_model(args), options_of(args)
     for job in jobs:
         with failures.noted(job.source):
-            if len(jobs) > 1 and _is_current(job, model, processor, args):
+            if len(jobs) > 1 and _is_current(job, pipe, options):
                 print(f"{job.target}: up to date", file=sys.stderr)
             else:
-                _compress(job, model, processor, args)
+                _compress(job, pipe, options, args.append)
     return failures.status(total)
 
 
@@ -129,44 +148,25 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
     return check_jobs(jobs, force=force, replaceable=is_context, beside=".journal")
 
 
-def _compress(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> None:
-    from c3_hf.latents import compress
-    from c3_hf.latents.output import is_stream
+def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> None:
+    from c3_hf.files import is_stream
 
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
         path = Path(folder) / f"stdout{SUFFIX}" if through else Path(job.target)
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
-        context = compress(
-            stdin_bytes() if job.source == STREAM else Path(job.source),
-            model,
-            processor,
-            output=path,
-            append=args.append,
-            progress=True,
-            **_options(args),
-        )
+        source = stdin_bytes() if job.source == STREAM else Path(job.source)
+        context = pipe.compress(source, output=path, append=append, progress=True, **options)
         print(f"{job.target}: {context!r}", file=sys.stderr)
         if through:
             with path.open("rb") as file, opened_for_writing(job.target) as target:
                 shutil.copyfileobj(file, target)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `CompressionOptions` that are arguments of the command."""
-    import torch
-
-    from c3_hf.latents.compressor import CompressionOptions
-
-    names = [field.name for field in dataclasses.fields(CompressionOptions)]
-    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return {**options, "dtype": getattr(torch, args.dtype)}
-
-
-def _is_current(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> bool:
+def _is_current(job: Job, pipe: Any, options: dict[str, Any]) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
+    from c3_hf.files import file_sha256
     from c3_hf.latents import CompressedContext
-    from c3_hf.latents.compressor import CompressionOptions, Compressor
 
     if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
         return False
@@ -175,9 +175,4 @@ def _is_current(job: Job, model: Any, processor: Any, args: argparse.Namespace) 
     except ValueError as error:
         print(f"{job.target}: made anew ({error})", file=sys.stderr)
         return False
-    digest = hashlib.sha256()
-    with open(job.source, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    compressor = Compressor(model, processor, CompressionOptions(**_options(args)).resolved(model))
-    return compressor.would_make(context, digest.hexdigest())
+    return pipe.would_make(context, file_sha256(job.source), **options)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .files import check_new_folder
-
-
-DTYPES = ("bfloat16", "float16", "float32")
+from .loading import add_dtype_argument
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -19,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--token", help="access token for the Hub")
     parser.add_argument("--cache-dir", help="where downloads are kept")
     parser.add_argument("--local-files-only", action="store_true", help="take files from the cache, never ask the Hub")
-    parser.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: keep the stored types)")
+    add_dtype_argument(parser, None, ": cast them (default: keep the stored types)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: %(default)s)")
     parser.add_argument("--base-model", action="append", default=[], help="Hub id for the model card; may be repeated")
     parser.add_argument("--verify", action="store_true", help="reload the output and compare it with the source")

@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .loading import add_model_arguments, check_numbers, load_model
 from .messages import stdin_bytes
 
 
-SAMPLE = """\
-The night train left the harbour a little after nine. Rain ran down the windows, and the lamps of the last \
-warehouses slid past one by one until there was nothing outside but the dark. An old man in the corner seat opened \
-his bag, took out a loaf of bread and a small knife, and began to cut the bread into even slices.
+if TYPE_CHECKING:
+    from c3_hf.pipeline import C3Pipeline
 
-"You are going far?" asked the girl across from him.
 
-"Only to the end of the line," he said, and held out a slice to her on the flat of the knife.
-
-She took it. It was rye, still warm in the middle, and for a while neither of them spoke. The guard came through \
-with his lantern, counted them as if they might have changed in number since the harbour, and went on into the next \
-carriage.
-
-"My sister keeps the lighthouse at Varne," the old man said at last. "Forty-one years. She writes down every ship \
-that passes: the hour, the flag, the weather. Last winter she sent me the books, all nineteen of them, because the \
-damp was getting into the shelves. I have read as far as the spring of 1903."
-
-"Is it interesting?"
-
-"No," he said, and laughed. "Ship after ship after ship. But on the eleventh of March there is a line that does not \
-belong: 'Quarter past four, no flag, no lights, and someone on deck playing the violin very badly.' I have been \
-thinking about it for two months. So now I am going to ask her what the tune was."
-
-The girl looked out at the dark, where a single lamp had appeared, far off and low, and was keeping pace with the \
-train. It went out, came back, and went out again.
-
-"And if she does not remember?"
-
-"Then," said the old man, folding his knife, "I shall have to learn the violin."
-
-Toward midnight the rain stopped. At a station with no name the girl stepped down, turned, and waved with the bread \
-still in her hand. He raised his hat. On the empty seat she had left her newspaper, and along its margin, in \
-pencil, seven notes on a crooked staff, and under them the words: perhaps this one."""
-
+SAMPLE = Path(__file__).with_name("sample.txt")
 RED, YELLOW, RESET = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
@@ -54,16 +27,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="compress and restore a text, and show what came back",
-        description="Compress a text into latents, restore it from them alone, and show both with the differences.",
+        description="Compress a text into latents, restore it from them alone, and show what came back: that it is "
+        "the same text, or both, with the differences marked. A large --ratio shows how a model forgets.",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="UTF-8 text, or - for stdin (default: a sample)")
-    parser.add_argument("--ratio", type=float, help="tokens per latent at most (default: what suits the model)")
+    parser.add_argument(
+        "--ratio", type=float, help="tokens a latent at most, such as 40 (default: what the model was made for)"
+    )
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore the text and print the original, what came back and the numbers; 0 whatever came back."""
+    """Restore the text and print what came back and the numbers; 0 whatever came back."""
     check_numbers(args, "batch_size")
     text = _read(args.file)
     if not text.strip():
@@ -74,33 +50,60 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from c3_hf.evaluation.metrics.characters import char_precision
-    from c3_hf.latents.compressor import default_segment_length
-    from c3_hf.latents.restoring import restore_texts
-    from c3_hf.latents.segmentation import iter_segments
 
     if args.model is None:
         # The bundled model is so small that a second thread costs more than it brings, on a busy machine far more.
         torch.set_num_threads(1)
-    model, processor = load_model(args)
+    pipe = load_model(args)
+    print(describe(pipe, bundled=args.model is None))
+    length = None if args.ratio is None else _segment_length(pipe, args.ratio)
     started = time.perf_counter()
-    num_latents = model.config.num_latents
-    length = default_segment_length(model.config) if args.ratio is None else int(num_latents * args.ratio)
-    segments = list(iter_segments(text, processor.encoder_tokenizer, length))
-    texts = [segment.text for segment in segments]
-    restored = "".join(restore_texts(model, processor, texts, batch_size=args.batch_size, progress=True))
+    # As bytes, because a text may be the name of a file.
+    context = pipe.compress(text.encode(), segment_length=length, batch_size=args.batch_size, progress=True)
+    restored = pipe.restore(context, batch_size=args.batch_size, progress=True).text
     seconds = time.perf_counter() - started
 
-    num_tokens = sum(len(segment.token_ids) for segment in segments)
-    ratio = num_tokens / (len(segments) * num_latents)
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(f"Original: {len(text)} characters, {num_tokens} tokens\n\n{text.rstrip()}\n")
-    print(f"Restored from {len(segments)} × {num_latents} latents\n")
-    print(f"{mark_differences(text, restored, colour).rstrip()}\n")
+    num_latents = len(context) * pipe.model.config.num_latents
+    size = f"{len(text):,} characters, {context.num_tokens:,} tokens"
+    if restored == text:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        print(f"{text.rstrip()}\n\nRestored from {len(context)} × {pipe.model.config.num_latents} latents: identical")
+        print(f"({size}, sha256 {digest})")
+    else:
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(f"Original: {size}\n\n{text.rstrip()}\n")
+        print(f"Restored from {len(context)} × {pipe.model.config.num_latents} latents: not the same\n")
+        print(f"{mark_differences(text, restored, colour).rstrip()}\n")
     print(
-        f"compression ratio {ratio:.2f}×, character precision {100 * char_precision(restored, text):.2f} %, "
-        f"{seconds:.2f} s ({num_tokens / seconds:.0f} tokens/s)"
+        f"{context.num_tokens / num_latents:.1f} tokens and {len(text) / num_latents:.1f} characters a latent, "
+        f"character precision {100 * char_precision(restored, text):.2f} %, "
+        f"{seconds:.2f} s ({context.num_tokens / seconds:.0f} tokens/s)"
     )
     return 0
+
+
+def describe(pipe: C3Pipeline, bundled: bool) -> str:
+    """What kind of model it is, in one line."""
+    config, size = pipe.model.config, sum(weights.numel() for weights in pipe.model.parameters())
+    told = ". It shows that the code works: it copies text of any kind and knows no language" if bundled else ""
+    return (
+        f"{pipe.name}: {size:,} parameters, {config.num_latents} latents for up to "
+        f"{config.longest_segment} tokens, prompts {', '.join(pipe.processor.prompts)}{told}"
+    )
+
+
+def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
+    """Tokens of a segment at `ratio` tokens a latent, as far as the model has positions for them."""
+    from c3_hf.latents.segments import MIN_SEGMENT_LENGTH
+
+    num_latents = pipe.model.config.num_latents
+    length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.longest_segment)
+    if length != int(ratio * num_latents):
+        print(
+            f"--ratio {ratio:g}: a segment has {MIN_SEGMENT_LENGTH} to {pipe.longest_segment:,} tokens, so that "
+            f"this is {length / num_latents:.1f} tokens a latent"
+        )
+    return length
 
 
 def mark_differences(original: str, restored: str, colour: bool) -> str:
@@ -131,7 +134,7 @@ def mark_differences(original: str, restored: str, colour: bool) -> str:
 
 def _read(file: str | None) -> str:
     if file is None:
-        return SAMPLE
+        return SAMPLE.read_text(encoding="utf-8")
     content = stdin_bytes().read() if file == "-" else Path(file).read_bytes()
     try:
         return content.decode("utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .files import check_run_folder
-from .loading import check_device, check_model
+from .loading import add_dtype_argument
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--max-new-tokens", type=int, help="limit of a restored segment (default: from its length)")
     parser.add_argument("--answer-tokens", type=int, default=32, help="limit of an answer (default: 32)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    add_dtype_argument(parser, "float32")
     parser.add_argument("--device", default="auto", help="torch device (default: what accelerate gives the process)")
     parser.add_argument("--system-model", help="weights of a system that brings its own (llmlingua2, deepseek_ocr)")
     parser.add_argument("--font", help="TrueType file for systems that draw the text")
@@ -71,11 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     from c3_hf import tiny_model_path
     from c3_hf.evaluation import catalogue
     from c3_hf.evaluation.run import RunSettings, run
+    from c3_hf.pipeline import check_checkpoint, check_device
 
     if arguments.device != "auto":
         check_device(arguments.device)
     if arguments.model is not None:
-        check_model(arguments.model)
+        check_checkpoint(arguments.model)
     own = ("own_texts", "own_questions")
     if arguments.data_file:
         if arguments.tasks:

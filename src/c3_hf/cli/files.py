@@ -116,7 +116,7 @@ def check_jobs(
         ValueError: If two sources have one target, a target is a source, is there already, has a name that is too
             long, or lies where no file can be made.
     """
-    from c3_hf.latents.output import check_name, is_stream
+    from c3_hf.files import check_name, is_stream
 
     named = [*reads, *(job.source for job in jobs)]
     sources = {identity: name for name in named if (identity := _identity(name)) is not None}
@@ -185,7 +185,7 @@ def check_new_folder(name: str) -> str:
     Raises:
         ValueError: If something is there that is not an empty folder, or no folder can be made there.
     """
-    from c3_hf.latents.output import check_name
+    from c3_hf.files import check_name
 
     place = os.path.realpath(name)
     if os.path.exists(place) and not (os.path.isdir(place) and not os.listdir(place)):
@@ -219,7 +219,7 @@ def opened_for_writing(target: str) -> Iterator[IO[bytes]]:
         yield stdout_bytes()
         stdout_bytes().flush()
         return
-    from c3_hf.latents.output import atomic_file
+    from c3_hf.files import atomic_file
 
     os.makedirs(os.path.dirname(os.path.realpath(target)), exist_ok=True)
     with atomic_file(target) as file:

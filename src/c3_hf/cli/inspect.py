@@ -139,7 +139,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"fidelity     token accuracy {fidelity['token_accuracy']:.4f}, worst segment "
             f"{'-' if worst is None else f'{worst:.4f}'}; certain: {fidelity['exact_segments']:,} segments whole, "
             f"{fidelity['certain_tokens']:,} tokens; expected free-running precision "
-            f"{fidelity['expected_precision']:.3f} (as c3-tiny behaves)"
+            f"{fidelity['expected_precision']:.3f}"
         )
         if fidelity["below_target"]:
             print(f"             {fidelity['below_target']:,} segments miss the target {header['target_fidelity']}")
@@ -162,18 +162,17 @@ def _print_segments(rows: list[dict[str, Any]]) -> None:
 
 
 def _show_heat(context: Any, args: argparse.Namespace) -> None:
-    from c3_hf.latents import verify
     from c3_hf.latents.rendering import render_html, render_terminal
 
-    model, processor = load_model(args)
+    pipe = load_model(args)
     source = Path(args.text)
     if context.margins is None:
-        context = verify(context, source, model, processor, batch_size=args.batch_size, progress=True)
+        context = pipe.verify(context, source, batch_size=args.batch_size, progress=True)
     if args.html:
         with opened_for_writing(args.html) as file:
-            for part in render_html(context, source, processor):
+            for part in render_html(context, source, pipe.processor):
                 file.write(part.encode())
         return
-    for part in render_terminal(context, source, processor):
+    for part in render_terminal(context, source, pipe.processor):
         sys.stdout.write(part)
     sys.stdout.write("\n")

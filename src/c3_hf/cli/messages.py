@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
@@ -9,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from .parsing import as_typed
 
 
 FAILED = 1
@@ -60,22 +63,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
 
 
-def say(command: str, text: str) -> None:
-    """One line on stderr, under the command's name."""
-    print(f"{f'c3-hf {command}'.strip()}: {text}", file=sys.stderr)
+def say(args: argparse.Namespace | None, text: str) -> None:
+    """One line on stderr, under the command's name and with its arguments as they are typed."""
+    name, text = ("c3-hf", text) if args is None else (f"c3-hf {args.command}", as_typed(text, args.typed))
+    print(f"{name}: {text}", file=sys.stderr)
 
 
 class Failures:
     """What a command on several things could not do: a line each as it happens, and the status at the end."""
 
-    def __init__(self, command: str):
-        self.command, self.count = command, 0
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.count = args, 0
 
     def add(self, where: str, error: BaseException | str) -> None:
         """Say that `where` failed."""
         self.count += 1
         text = error if isinstance(error, str) else one_line(error)
-        say(self.command, text if text.startswith(f"{where}: ") else f"{where}: {text}")
+        say(self.args, text if text.startswith(f"{where}: ") else f"{where}: {text}")
 
     @contextlib.contextmanager
     def noted(self, where: str) -> Iterator[None]:
@@ -90,7 +94,7 @@ class Failures:
     def status(self, total: int) -> int:
         """The exit status, and what to say of it where there were `total` things to do."""
         if self.count and total > 1:
-            say(self.command, f"{self.count} of {total} inputs failed")
+            say(self.args, f"{self.count} of {total} inputs failed")
         return FAILED if self.count else 0
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from .files import check_new_folder
+from .loading import add_dtype_argument
 
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEFAULT_NUM_LATENTS = 32
 
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--num-latents", type=int, help="latents a context becomes (default: 32, or as in MODEL)")
     parser.add_argument("--new-queries", action="store_true", help="with --from: draw all latent queries anew")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="type of the weights (default: the decoder's)")
+    add_dtype_argument(parser, "auto", " (default: the decoder's)", "auto")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new parts (default: %(default)s)")
     parser.set_defaults(run=run)
 

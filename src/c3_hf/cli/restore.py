@@ -21,7 +21,7 @@ from .files import (
     opened_for_writing,
     read_inputs,
 )
-from .loading import add_context_arguments, load_model
+from .loading import add_model_arguments, load_model
 from .messages import Failures
 
 
@@ -33,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Restore the text of FILE.c3: to the byte if it was compressed with --exact, else as well as the "
         "model can. Says on stderr how many segments are exact. A file that fails does not keep the others from it.",
     )
-    add_context_arguments(parser, "compressed contexts, directories (all contexts below), or - for stdin")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE.c3", help="compressed contexts, directories (all below), or - for stdin"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -44,19 +46,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="give nothing out, and fail, where the text is not exact"
     )
+    add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Restore every file; 1 if one of them could not be done."""
-    failures = Failures("restore")
+    failures = Failures(args)
     jobs = plan_jobs(args.files, args.output, args.force, failures)
     total = len(jobs) + failures.count
     if jobs:
-        model, processor = load_model(args)
+        pipe = load_model(args)
     for job in jobs:
         with failures.noted(job.source):
-            _restore(job, model, processor, args)
+            _restore(job, pipe, args)
     return failures.status(total)
 
 
@@ -87,18 +90,18 @@ def plan_jobs(names: list[str], output: str | None, force: bool, failures: Failu
     return check_jobs(jobs, force=force)
 
 
-def _restore(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> None:
+def _restore(job: Job, pipe: Any, args: argparse.Namespace) -> None:
     from c3_hf.latents import CompressedContext
 
     with context_path(job.source) as path:
         context = CompressedContext.load(path)
         if not args.strict:
             with opened_for_writing(job.target) as file:
-                exact = _write_restored(context, file, model, processor, args.batch_size)
+                exact = _write_restored(context, file, pipe, args.batch_size)
         else:
             # Whether all of it is exact is known behind the last segment: until then it goes nowhere.
             with tempfile.TemporaryFile() as held:
-                exact = _write_restored(context, held, model, processor, args.batch_size)
+                exact = _write_restored(context, held, pipe, args.batch_size)
                 if exact < len(context):
                     raise ValueError(
                         f"{exact} of {len(context)} segments exact, and with --strict nothing else is given out. "
@@ -110,12 +113,10 @@ def _restore(job: Job, model: Any, processor: Any, args: argparse.Namespace) -> 
     print(f"{job.source}: {exact} of {len(context)} segments exact", file=sys.stderr)
 
 
-def _write_restored(context: Any, file: IO[bytes], model: Any, processor: Any, batch_size: int) -> int:
+def _write_restored(context: Any, file: IO[bytes], pipe: Any, batch_size: int) -> int:
     """Write the text, and give the number of exact segments."""
-    from c3_hf.latents import iter_restored
-
     exact = 0
-    for data, is_exact in iter_restored(context, model, processor, batch_size=batch_size, progress=True):
+    for data, is_exact in pipe.iter_restored(context, batch_size=batch_size, progress=True):
         file.write(data)
         exact += is_exact
     return exact

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from c3_hf.files import numbered_jsonl
-from c3_hf.latents.segmentation import iter_segments
+from c3_hf.latents.segments import iter_segments
 from c3_hf.modeling.prompt_c3 import TokenReader
 
 

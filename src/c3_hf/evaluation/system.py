@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from c3_hf.evaluation.items import TokenMeter
-from c3_hf.latents.compressor import default_segment_length
-from c3_hf.latents.restoring import decoder_positions, generation_budget
+from c3_hf.latents.decoding import decoder_positions, generation_budget
 from c3_hf.modeling.configuration_c3 import C3Config
 
 
@@ -120,7 +119,7 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
     return TokenMeter(
         tokenizer=processor.tokenizer,
         num_latents=processor.num_latents,
-        segment_tokens=segment_tokens or default_segment_length(config),
+        segment_tokens=segment_tokens or config.longest_segment,
     )
 
 

@@ -1,10 +1,11 @@
-"""Compressed contexts: segments of a text as latents that are stored, verified, restored and asked again."""
+"""Compressed contexts: segments of a text as latents that are stored, measured, restored and asked again.
 
-from .compressing import compress
+What is done with a model goes through [`C3Pipeline`].
+"""
+
+from .compress import CompressionOptions
 from .context import CompressedContext
-from .restored import RestoredText, iter_restored, restore
-from .restoring import restore_texts
-from .verification import verify
+from .restore import RestoredText
 
 
-__all__ = ["CompressedContext", "RestoredText", "compress", "iter_restored", "restore", "restore_texts", "verify"]
+__all__ = ["CompressedContext", "CompressionOptions", "RestoredText"]

@@ -6,28 +6,33 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
-from .fidelity import TINY_CALIBRATION, Calibration, SegmentFidelity, expected_precision
-from .fingerprints import check_model
-from .header import ContextHeader, joined_header
-from .quantization import LATENT_DTYPES, dequantize, quantize
-from .residual import Residual
-from .storage import ORDER, join_index, read_file, segment_checksums, tensor_bytes, write_file
+from .exact import Residual
+from .file import (
+    ORDER,
+    ContextHeader,
+    join_index,
+    joined_header,
+    read_file,
+    segment_checksums,
+    tensor_bytes,
+    write_file,
+)
+from .fingerprints import Fingerprints
+from .measure import Calibration, SegmentFidelity, expected_precision
 
 
-class Run(NamedTuple):
-    """Consecutive segments of one file, for messages: the file, its first such segment, how many.
+# Fewer bytes: bfloat16, or int8 with one float32 scale a latent.
+LATENT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
-    In a context that is from no file the first is a place in that context.
-    """
 
-    file: str | None
-    first: int
-    size: int
+# A segment for messages: the file it is from, and its number there; in a context from no file, its number in that.
+Place = tuple[str | None, int]
 
 
 @dataclass(eq=False)
@@ -51,7 +56,8 @@ class CompressedContext:
         residual_offsets: `(S + 1,)` int64, where each segment's record starts in it.
         lost_characters: `(S,)` int64, characters of each segment that its own tokens do not give when decoded; -1
             where nobody counted, as in files of c3_hf 0.1.
-        runs: Which files the segments are from.
+        strides: `(S,)` int64, tokens that a latent of each segment stands for, in a model with `latent_stride`.
+        files, places: Which files the segments are from, and where in them each is.
     """
 
     header: ContextHeader
@@ -66,10 +72,12 @@ class CompressedContext:
     residual: torch.Tensor | None = None
     residual_offsets: torch.Tensor | None = None
     lost_characters: torch.Tensor | None = None
-    runs: tuple[Run, ...] = ()
+    strides: torch.Tensor | None = None
+    files: tuple[str | None, ...] = (None,)
+    places: tuple[Place, ...] = ()
 
     def __post_init__(self):
-        self.runs = self.runs or (Run(None, 0, len(self.latents)),)
+        self.places = self.places or tuple((self.files[0], number) for number in range(len(self.latents)))
         if self.lost_characters is None:
             self.lost_characters = torch.full((len(self.latents),), -1)
         if self.checksums is None:
@@ -83,32 +91,15 @@ class CompressedContext:
             ValueError: If the file is truncated, damaged or no compressed context.
             FileNotFoundError: If there is none.
         """
-        header, tensors = read_file(path)
-        return cls.from_tensors(header, tensors, os.fspath(path))
-
-    @classmethod
-    def from_tensors(
-        cls, header: dict[str, Any], tensors: dict[str, torch.Tensor], file: str | None = None
-    ) -> CompressedContext:
-        """The counterpart of [`tensors`].
-
-        Args:
-            header: Entries of a [`ContextHeader`].
-            tensors: What [`tensors`] gave.
-            file: Where they are from, for messages.
-
-        Raises:
-            ValueError: If `header` lacks an entry, has one of another type, or disagrees with the latents' shape.
-        """
-        name = file or "this compressed context"
-        parsed = ContextHeader.from_entries(header, name)
+        entries, tensors = read_file(path)
+        header = ContextHeader.from_entries(entries, os.fspath(path))
         shape = tuple(tensors["latents"].shape[1:])
-        if shape != (parsed.num_latents, parsed.hidden_size):
+        if shape != (header.num_latents, header.hidden_size):
             raise ValueError(
-                f"`header` says {parsed.num_latents} latents of width {parsed.hidden_size}, the tensor has {shape}: "
-                f"{name} is damaged."
+                f"`header` says {header.num_latents} latents of width {header.hidden_size}, the tensor has {shape}: "
+                f"{os.fspath(path)} is damaged."
             )
-        return cls(parsed, **tensors, runs=(Run(file, 0, len(tensors["latents"])),))
+        return cls(header, **tensors, files=(os.fspath(path),))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors that are present, by name, as a file holds them."""
@@ -155,7 +146,7 @@ class CompressedContext:
             else:
                 parts[name] = tensor[start : stop + 1 if name.endswith("_offsets") else stop]
         header = dataclasses.replace(self.header, text_sha256=None, passes=None)
-        return CompressedContext(header, **parts, runs=_cut_runs(self.runs, start, stop))
+        return CompressedContext(header, **parts, files=self.files, places=self.places[start:stop])
 
     def __add__(self, other: CompressedContext) -> CompressedContext:
         """This context followed by `other`, see [`concatenate`]."""
@@ -178,11 +169,14 @@ class CompressedContext:
         for other in contexts[1:]:
             check_joinable(first, other)
         parts = [context.tensors() for context in contexts]
-        tensors = join_index(parts)
+        tensors, _ = join_index(parts)
         for name in parts[0].keys() - tensors.keys():
             tensors[name] = torch.cat([part[name] for part in parts])
-        runs = _joined_runs([run for context in contexts for run in context.runs])
-        return cls(joined_header([context.header for context in contexts]), **tensors, runs=runs)
+        files = tuple(dict.fromkeys(file for context in contexts for file in context.files))
+        places = enumerate(place for context in contexts for place in context.places)
+        counted = tuple((file, number if file else position) for position, (file, number) in places)
+        header = joined_header([context.header for context in contexts])
+        return cls(header, **tensors, files=files, places=counted)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> CompressedContext:
         """The same context with latents in another dtype (float32, bfloat16, int8) or on another device.
@@ -222,31 +216,23 @@ class CompressedContext:
                 "was written with. Compress the text again."
             )
 
-    def check_whole(self, text_sha256: str) -> None:
-        """Compare the digest of all segments' right text with the one of the source, where the header has it.
-
-        Args:
-            text_sha256: SHA-256 in hexadecimal.
-
-        Raises:
-            ValueError: If they differ: segments are missing, or the header is damaged.
-        """
-        expected = self.header.text_sha256
-        if expected not in (None, text_sha256):
-            raise ValueError(
-                f"the text of {self.name} has SHA-256 {text_sha256}, its header says {expected} (`text_sha256`), "
-                "although each segment is right: segments are missing, or the header is damaged."
-            )
+    def missing_text(self, text_sha256: str) -> ValueError:
+        """The error for a text whose segments are all right, and whose SHA-256 is not the header's."""
+        return ValueError(
+            f"the text of {self.name} has SHA-256 {text_sha256}, its header says {self.header.text_sha256} "
+            "(`text_sha256`), although each segment is right: segments are missing, or the header is damaged."
+        )
 
     @property
     def name(self) -> str:
         """The file or files it is from, for messages."""
-        return ", ".join(dict.fromkeys(run.file or "this compressed context" for run in self.runs))
+        files = dict.fromkeys(file for file, _ in self.places) or self.files
+        return ", ".join(file or "this compressed context" for file in files)
 
     def place(self, index: int) -> str:
         """The segment at `index` as a message names it: its number in its file, and the file."""
-        run = _cut_runs(self.runs, index, index + 1)[0]
-        return f"segment {run.first} of {run.file or 'this compressed context'}"
+        file, number = self.places[index]
+        return f"segment {number} of {file or 'this compressed context'}"
 
     def dense_latents(self) -> torch.Tensor:
         """Latents `(num_segments, num_latents, hidden_size)`, float32 or bfloat16; checked for damage."""
@@ -262,8 +248,25 @@ class CompressedContext:
         Raises:
             ValueError: If the context is damaged or was made by another model.
         """
-        check_model(self.header.model, model, self.name)
+        Fingerprints(model).check(self)
         return self.project(model).unsqueeze(0)
+
+    def context_strides(self, model: PreTrainedModel) -> torch.Tensor | None:
+        """What `model.generate(context_strides=...)` takes beside the latents.
+
+        Returns:
+            `(1, num_segments)` int64 on the model's device; `None` for a model whose latents have no stride.
+
+        Raises:
+            ValueError: If the strides are none of this model.
+        """
+        most = model.config.latent_stride
+        if self.strides is None and most is None:
+            return None
+        if self.strides is None or most is None or (self.strides > most).any():
+            found = None if self.strides is None else self.strides.tolist()
+            raise ValueError(f"`strides` of {self.name} are {found}, the model has {most}: the file is damaged.")
+        return self.strides.unsqueeze(0).to(model.device)
 
     @torch.no_grad()
     def project(self, model: PreTrainedModel) -> torch.Tensor:
@@ -280,8 +283,8 @@ class CompressedContext:
                 f"`latents` of {self.name} are {shape[0]} of width {shape[1]} for each segment, the model makes "
                 f"{wanted[0]} of width {wanted[1]}: the file is damaged."
             )
-        weight = model.model.projector.weight
-        return model.model.projector(self.dense_latents().to(weight.device, weight.dtype))
+        self.check()
+        return project(model, self.latents, self.latent_scales)
 
     def content_parts(self, model: PreTrainedModel | None = None) -> list[dict[str, Any]]:
         """Parts of a chat message that stand for the text.
@@ -315,27 +318,25 @@ class CompressedContext:
         """What is known about each segment; `None` if it was compressed without `verify`."""
         if self.margins is None:
             return None
-        lost = [None if count < 0 else count for count in self._lost()]
+        lost = [None if count < 0 else count for count in self._lost().tolist()]
         return [SegmentFidelity.from_margins(self.segment_margins(index), lost[index]) for index in range(len(self))]
 
-    def expected_precision(self, calibration: Calibration = TINY_CALIBRATION) -> list[float]:
+    def expected_precision(self, calibration: Calibration | None = None) -> list[float]:
         """Character precision, 0 to 1, to expect of each segment from free-running greedy decoding: an estimate.
 
         Args:
-            calibration: How the model behaves after an error; that of the bundled model by default.
+            calibration: How the model behaves after an error; by default what the header says of it, and where it does
+                not, that nothing counts behind an error.
 
         Raises:
             ValueError: If the context was compressed without `verify`.
         """
-        lengths, lost = self.char_offsets.diff().tolist(), self._lost()
-        return [
-            expected_precision(self.segment_margins(index), calibration)
-            * (1 - max(0, lost[index]) / max(1, lengths[index]))
-            for index in range(len(self))
-        ]
-
-    def _lost(self) -> list[int]:
-        return [] if self.lost_characters is None else self.lost_characters.tolist()
+        if calibration is None:
+            derail, floor = self.header.derail, self.header.floor
+            calibration = Calibration() if derail is None or floor is None else Calibration(derail, floor)
+        kept = 1 - self._lost().clamp(min=0) / self.char_offsets.diff().clamp(min=1)
+        margins = map(self.segment_margins, range(len(self)))
+        return [expected_precision(each, calibration) * share for each, share in zip(margins, kept.tolist())]
 
     @property
     def num_lost_characters(self) -> int | None:
@@ -345,7 +346,10 @@ class CompressedContext:
         counted.
         """
         lost = self._lost()
-        return None if min(lost, default=0) < 0 else sum(lost)
+        return None if (lost < 0).any() else int(lost.sum())
+
+    def _lost(self) -> torch.Tensor:
+        return cast("torch.Tensor", self.lost_characters)  # given, or filled in by `__post_init__`
 
     def segment_residual(self, index: int) -> Residual:
         """Corrections of one segment; only for a byte-exact context.
@@ -401,29 +405,34 @@ class CompressedContext:
         return f"CompressedContext({', '.join(parts)})"
 
 
-def _cut_runs(runs: tuple[Run, ...], start: int, stop: int) -> tuple[Run, ...]:
-    """The runs of the segments from `start` to `stop`."""
-    cut, position = [], 0
-    for run in runs:
-        first, last = max(start - position, 0), min(stop - position, run.size)
-        if first < last:
-            cut.append(Run(run.file, run.first + first, last - first))
-        position += run.size
-    return tuple(cut)
+def quantize(latents: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Latents `(num_segments, num_latents, hidden_size)` as `dtype`; for int8 with the scales, float32 magnitude / 127
+    of each latent `(num_segments, num_latents)`."""
+    if dtype != torch.int8:
+        return latents.to(dtype), None
+    latents = latents.float()
+    scales = latents.abs().amax(dim=-1) / 127
+    steps = latents / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    return steps.round().clamp(-127, 127).to(torch.int8), scales
 
 
-def _joined_runs(runs: list[Run]) -> tuple[Run, ...]:
-    """As few runs as say the same; segments from no file are counted anew."""
-    joined: list[Run] = []
-    position = 0
-    for run in runs:
-        run = run if run.file else run._replace(first=position)
-        position += run.size
-        if joined and joined[-1].file == run.file and joined[-1].first + joined[-1].size == run.first:
-            joined[-1] = joined[-1]._replace(size=joined[-1].size + run.size)
-        else:
-            joined.append(run)
-    return tuple(joined)
+def dequantize(latents: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    """The inverse of [`quantize`]: float32 for int8, otherwise the latents as they are."""
+    return latents if scales is None else latents.float() * scales.unsqueeze(-1)
+
+
+def project(model: PreTrainedModel, latents: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    """Stored latents `(num_segments, num_latents, hidden_size)` through the projector, as the decoder takes them."""
+    weight = model.model.projector.weight
+    return model.model.projector(dequantize(latents, scales).to(weight.device, weight.dtype))
+
+
+def check_at_least_1(name: str, value: object) -> None:
+    """Raise ValueError or TypeError unless the argument called `name` is a number of things."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an int of at least 1, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
 def check_joinable(first: CompressedContext, other: CompressedContext) -> None:

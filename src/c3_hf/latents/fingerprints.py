@@ -13,13 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.prompt_c3 import TokenReader
+from .file import ContextHeader
 
 
 _WHOLE, _SAMPLED = 1 << 16, 1 << 12
@@ -73,21 +75,49 @@ def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:
     return inputs["input_ids"][0].tolist()
 
 
-def check_model(expected: str, model: PreTrainedModel, name: str) -> None:
-    """Raise ValueError unless `model` has the fingerprint `expected` that the context called `name` was made with."""
-    found = fingerprint_model(model)
-    if found != expected:
-        raise ValueError(
-            f"`model` has the fingerprint {found[:16]}…, {name} was compressed by one with {expected[:16]}…: its "
-            "latents mean nothing to another model. Load the model it was made with, or compress the text again."
-        )
+class MadeBy(Protocol):
+    """A compressed context, as far as it is asked here."""
+
+    header: ContextHeader
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
 
 
-def check_processor(expected: str, processor: ProcessorMixin, name: str) -> None:
-    """Raise ValueError unless `processor` has the fingerprint `expected`; `name` as for [`check_model`]."""
-    found = fingerprint_processor(processor)
-    if found != expected:
-        raise ValueError(
-            f"`processor` has the fingerprint {found[:16]}…, {name} was compressed with {expected[:16]}…: its "
-            "tokenizer or restoring prompt is another one. Load the processor that belongs to the model."
-        )
+class Fingerprints:
+    """Those of a model and its processor, each computed when it is first asked for and then kept.
+
+    Args:
+        model: Its weights must not change afterwards.
+        processor: May be left out where it is not asked about.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None):
+        self._model, self._processor = model, processor
+
+    @cached_property
+    def model(self) -> str:
+        """See [`fingerprint_model`]."""
+        return fingerprint_model(self._model)
+
+    @cached_property
+    def tokenizer(self) -> str | None:
+        """See [`fingerprint_processor`]; `None` without a processor."""
+        return None if self._processor is None else fingerprint_processor(self._processor)
+
+    def check(self, context: MadeBy) -> None:
+        """Raise ValueError unless a context was made by this model and, where it is given, this processor."""
+        model, tokenizer = context.header.model, context.header.tokenizer
+        if self.tokenizer not in (None, tokenizer):
+            raise ValueError(
+                f"`processor` has the fingerprint {self.tokenizer[:16]}…, {context.name} was compressed with "
+                f"{tokenizer[:16]}…: its tokenizer or restoring prompt is another one. Load the processor that "
+                "belongs to the model."
+            )
+        if self.model != model:
+            raise ValueError(
+                f"`model` has the fingerprint {self.model[:16]}…, {context.name} was compressed by one with "
+                f"{model[:16]}…: its latents mean nothing to another model. Load the model it was made with, or "
+                "compress the text again."
+            )

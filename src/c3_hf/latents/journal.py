@@ -4,26 +4,39 @@ While a file FILE.c3 is being made, the finished segments are appended to FILE.c
 file is, then records of `<u32 length> <u32 CRC-32> <payload>`, little-endian. The first payload is the header as JSON,
 each further one a group of segments as a small safetensors file of the same layout as the finished one. A record
 counts once its checksum is right, and it is on the disk before the next group is begun. At the end the records are
-copied into the finished file, which appears in one step, and the journal goes.
+copied into the finished file, which appears in one step, and the journal goes. A lock, FILE.c3.lock, keeps a second
+process from writing the same file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from transformers.utils import logging
 
-from .storage import Tensors, check_declared, metadata_of, parse, read_header
+from ..files import check_name, is_stream
+from .file import Tensors, check_declared, metadata_of, parse, read_header
+from .segments import Segment, TextReader
 
 
+logger = logging.get_logger(__name__)
+
+# What lies beside FILE while it is being made.
+JOURNAL_SUFFIX = ".journal"
+LOCK_SUFFIX = ".lock"
+# Windows has none; there two runs into one file do not learn of each other.
+_HAS_LOCKS = find_spec("fcntl") is not None
 MAGIC = b"c3-context journal 1\n"
 _RECORD = struct.Struct("<II")
 
@@ -35,7 +48,7 @@ class Journal:
         path: The journal's own path.
 
     Attributes:
-        header: What the file shall say of itself; `None` before [`start`] where there was no journal to go on with.
+        header: What the file shall say of itself; `None` before [`go_on`] where there was no journal to go on with.
         num_records: Groups of segments that are safely written.
     """
 
@@ -47,9 +60,41 @@ class Journal:
         if self.path.exists():
             self._recover()
 
-    def start(self, header: dict[str, Any]) -> None:
-        """Begin a new journal, in place of whatever is there. The file comes into being with the first segments."""
-        self.header, self.num_records, self._end = header, 0, 0
+    def go_on(self, wanted: dict[str, Any]) -> None:
+        """Begin a journal with this header, or make sure that the one that is there was begun by the same call.
+
+        The file comes into being with the first segments.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        if self.header is None:
+            self.header, self.num_records, self._end = wanted, 0, 0
+            return
+        differing = sorted(key for key in wanted if wanted[key] != self.header.get(key))
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"`output`: {self.path} holds an unfinished run with other settings ({key}: "
+                f"{self.header.get(key)!r}, now {wanted[key]!r}). Repeat the call it was begun with, or delete it."
+            )
+        logger.info(f"{self.path}: going on behind {self.num_records} finished groups of segments.")
+
+    def read_past(self, reader: TextReader) -> Iterator[bytes]:
+        """Read past the text of the finished segments, making sure that it is the same text; the bytes of each.
+
+        Raises:
+            ValueError: If it is another text.
+        """
+        for piece in self.pieces():
+            for index, length in enumerate(piece["char_offsets"].diff().tolist()):
+                segment = Segment(reader.take(length), ())
+                if segment.digest != bytes(piece["digests"][index].tolist()):
+                    raise ValueError(
+                        f"`source` differs from the text that {self.path} was begun with, before character "
+                        f"{int(piece['char_offsets'][index + 1]):,}. Give the same text, or delete the journal."
+                    )
+                yield segment.data
 
     def append(self, tensors: Tensors) -> None:
         """Write a group of segments; when this returns, it is on the disk."""
@@ -132,3 +177,62 @@ def _parse_piece(payload: bytes, name: str) -> dict[str, torch.Tensor]:
     except (KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"`path`: {name} holds a group of segments that cannot be read ({error}).") from error
     return parse(metadata, tensors, name)[1]
+
+
+@contextlib.contextmanager
+def claimed(path: str | os.PathLike) -> Iterator[Path]:
+    """`path`, links followed, held against other processes that want to compress into it.
+
+    The lock is the operating system's on FILE.lock beside it, so that it ends with the process, however that ends.
+
+    Raises:
+        ValueError: If `path` cannot become a file, or is being written by another run.
+        OSError: If the folder cannot be written to.
+    """
+    place = Path(os.path.realpath(path))
+    if is_stream(path):
+        raise ValueError(f"`output`: {path} is a device or a pipe. Write a file, and copy that.")
+    if place.is_dir():
+        raise ValueError(f"`output`: {path} is a folder. Give the name of the file to write.")
+    check_name(place, JOURNAL_SUFFIX)
+    if not _HAS_LOCKS:
+        yield place
+        return
+    lock = place.with_name(place.name + LOCK_SUFFIX)
+    try:
+        descriptor = _lock(lock)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"`output`: {path} is being written by another run at this moment. Let that finish, then call again."
+        ) from error
+    except OSError as error:
+        if error.filename == str(lock):
+            error.filename = str(path)
+        raise
+    try:
+        yield place
+    finally:
+        # In this order: whoever gets hold of a file that has no name any more makes a new one.
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError as error:
+            logger.warning(f"{path}: this file system knows no locks ({error}); do not write the file twice at once.")
+            return descriptor
+        try:
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            logger.debug(f"{path}: the run that held it has just ended.")
+        os.close(descriptor)

@@ -11,11 +11,11 @@ from operator import itemgetter
 from transformers import ProcessorMixin
 
 from .context import CompressedContext
-from .fidelity import SegmentFidelity
-from .residual import lost_characters
-from .restoring import decode_tokens
-from .segmentation import Source, TextReader, read_segment
-from .verification import read_segments
+from .decoding import decode_tokens
+from .exact import lost_characters
+from .measure import SegmentFidelity
+from .restore import read_segments
+from .segments import Source, read_segment
 
 
 # A right token this close to the next choice (in logits) is shown as close: e^-2 is a seventh of its probability.
@@ -60,7 +60,7 @@ def heat_segments(
     Raises:
         ValueError: If the context has no margins or the text is another one.
     """
-    for index, segment in enumerate(read_segments(context, TextReader(source), processor)):
+    for index, segment in enumerate(read_segments(context, source, processor)):
         lost = lost_characters(decode_tokens(processor, segment.token_ids), segment.text)
         margins = context.segment_margins(index)
         fidelity = SegmentFidelity.from_margins(margins, len(lost))

@@ -21,24 +21,29 @@ class LatentSource(Protocol):
         """Latents of shape `(batch_size or 1, num_contexts, num_latents, text_hidden_size)`."""
         ...
 
+    def context_strides(self, model) -> Optional[torch.Tensor]:
+        """The strides they were made with, `(batch_size or 1, num_contexts)`; `None` for a model without a stride."""
+        ...
 
-def resolve_latents(context_latents, model):
+
+def resolve_latents(context_latents, context_strides, model):
     """
-    The tensor behind the argument `context_latents`.
+    The tensors behind the arguments `context_latents` and `context_strides`.
 
     Args:
         context_latents (`torch.FloatTensor` or [`LatentSource`], *optional*).
+        context_strides (`torch.LongTensor`, *optional*): a source gives its own where there are none.
         model (`C3ForConditionalGeneration`): whom a source is asked for.
 
     Returns:
-        The tensor; `None` if there is nothing, or a source that holds no context.
+        The tensors; `None` for both if there is nothing, or a source that holds no context.
 
     Raises:
-        TypeError: if it is neither a tensor nor a source.
+        TypeError: if the latents are neither a tensor nor a source.
     """
     if context_latents is None or isinstance(context_latents, torch.Tensor):
-        return context_latents
-    # A class has the method too, but nothing to give.
+        return context_latents, context_strides
+    # A class has the methods too, but nothing to give.
     if isinstance(context_latents, type) or not isinstance(context_latents, LatentSource):
         raise TypeError(
             "`context_latents` must be a tensor (batch_size, num_contexts, num_latents, text_hidden_size), or give "
@@ -46,7 +51,9 @@ def resolve_latents(context_latents, model):
             f"{type(context_latents).__name__}. Open a stored file with `CompressedContext.load`."
         )
     latents = context_latents.context_latents(model)
-    return latents if latents.shape[1] else None
+    if not latents.shape[1]:
+        return None, None
+    return latents, context_latents.context_strides(model) if context_strides is None else context_strides
 
 
 @dataclass
@@ -270,24 +277,6 @@ def _stray_markers(config, prompt_ids):
     return (is_start.sum(dim=1) != blocks) | (is_end.sum(dim=1) != blocks)
 
 
-@dataclass
-class InlineContexts:
-    """
-    A batch of prompts whose in-line contexts were cut out.
-
-    input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`): the prompts with a block of
-        placeholders for each context, padded left.
-    context_input_ids, context_attention_mask (`torch.LongTensor` of shape
-        `(batch_size, num_contexts, context_length)`): the contexts, padded right; slots of rows with fewer contexts
-        are masked out.
-    """
-
-    input_ids: torch.LongTensor
-    attention_mask: torch.LongTensor
-    context_input_ids: torch.LongTensor
-    context_attention_mask: torch.LongTensor
-
-
 def find_inline_contexts(config, input_ids):
     """
     Find contexts written in line: the tokens between a start marker and the end marker that follows it.
@@ -352,40 +341,6 @@ def check_no_context_is_missing(config, input_ids):
             f"{config.num_latents} context placeholders. A data collator that knows only `input_ids` drops them; "
             "`c3_hf.data.collator.C3DataCollator(processor)` makes whole batches from chat messages."
         )
-
-
-def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[InlineContexts]:
-    """
-    Cut in-line contexts out of prompts and put blocks of placeholders in their place.
-
-    Args:
-        config (`C3Config`).
-        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`).
-        attention_mask (`torch.Tensor` of the same shape, *optional*): padding is dropped and laid anew on the left.
-
-    Returns:
-        [`InlineContexts`], or `None` if there is no in-line context.
-    """
-    spans = find_inline_contexts(config, input_ids)
-    if not spans:
-        return None
-    batch_size = input_ids.shape[0]
-    keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    block = input_ids.new_tensor(
-        [config.context_start_token_id, *[config.context_token_id] * config.num_latents, config.context_end_token_id]
-    )
-    prompts, contexts = [], []
-    for row in range(batch_size):
-        pieces, row_contexts, position = [], [], 0
-        for _, start, end in (span for span in spans if span[0] == row):
-            pieces += [input_ids[row, position:start][keep[row, position:start]], block]
-            row_contexts.append(input_ids[row, start + 1 : end])
-            position = end + 1
-        pieces.append(input_ids[row, position:][keep[row, position:]])
-        prompts.append(torch.cat(pieces))
-        contexts.append(row_contexts)
-    prompt_ids, prompt_mask = pad_rows(prompts, left=True)
-    return InlineContexts(prompt_ids, prompt_mask, *pad_contexts(contexts))
 
 
 def pad_contexts(rows):

@@ -5,7 +5,8 @@ One of the remote-code files of every C3 repository on the Hub.
 """
 
 import copy
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import Optional
 
 import torch
 from torch.nn import functional
@@ -16,8 +17,9 @@ from transformers.utils import ModelOutput
 from .contexts_c3 import (
     check_contexts,
     find_inline_contexts,
+    pad_contexts,
+    pad_rows,
     resolve_latents,
-    split_inline_contexts,
 )
 from .positions_c3 import carried_delta, check_room, merge_latents, stride_positions
 
@@ -73,7 +75,8 @@ class C3GenerationMixin(GenerationMixin):
                 # Emptied since: nothing in it is ahead of its number.
                 cache.position_delta = None
         if "context_latents" in kwargs:
-            kwargs["context_latents"] = resolve_latents(kwargs["context_latents"], self)
+            latents, strides = resolve_latents(kwargs["context_latents"], kwargs.get("context_strides"), self)
+            kwargs["context_latents"], kwargs["context_strides"] = latents, strides
         name = "inputs" if inputs is not None else "input_ids"
         prompt_ids = inputs if inputs is not None else kwargs.get("input_ids")
         split = None
@@ -231,6 +234,58 @@ class C3GenerationMixin(GenerationMixin):
                 "continuous batching feeds token ids only. Use `generate`."
             )
         return super().generate_batch(inputs, *args, **kwargs)
+
+
+@dataclass
+class InlineContexts:
+    """
+    A batch of prompts whose in-line contexts were cut out.
+
+    input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`): the prompts with a block of
+        placeholders for each context, padded left.
+    context_input_ids, context_attention_mask (`torch.LongTensor` of shape
+        `(batch_size, num_contexts, context_length)`): the contexts, padded right; slots of rows with fewer contexts
+        are masked out.
+    """
+
+    input_ids: torch.LongTensor
+    attention_mask: torch.LongTensor
+    context_input_ids: torch.LongTensor
+    context_attention_mask: torch.LongTensor
+
+
+def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[InlineContexts]:
+    """
+    Cut in-line contexts out of prompts and put blocks of placeholders in their place.
+
+    Args:
+        config (`C3Config`).
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`).
+        attention_mask (`torch.Tensor` of the same shape, *optional*): padding is dropped and laid anew on the left.
+
+    Returns:
+        [`InlineContexts`], or `None` if there is no in-line context.
+    """
+    spans = find_inline_contexts(config, input_ids)
+    if not spans:
+        return None
+    batch_size = input_ids.shape[0]
+    keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    block = input_ids.new_tensor(
+        [config.context_start_token_id, *[config.context_token_id] * config.num_latents, config.context_end_token_id]
+    )
+    prompts, contexts = [], []
+    for row in range(batch_size):
+        pieces, row_contexts, position = [], [], 0
+        for _, start, end in (span for span in spans if span[0] == row):
+            pieces += [input_ids[row, position:start][keep[row, position:start]], block]
+            row_contexts.append(input_ids[row, start + 1 : end])
+            position = end + 1
+        pieces.append(input_ids[row, position:][keep[row, position:]])
+        prompts.append(torch.cat(pieces))
+        contexts.append(row_contexts)
+    prompt_ids, prompt_mask = pad_rows(prompts, left=True)
+    return InlineContexts(prompt_ids, prompt_mask, *pad_contexts(contexts))
 
 
 def _refuse_options(generation_config, kwargs):

@@ -79,9 +79,8 @@ class C3Model(C3PreTrainedModel):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder_config)
         self.latent_queries = nn.Embedding(config.num_latents, config.encoder_config.hidden_size)
-        self.projector = nn.Linear(
-            config.encoder_config.hidden_size, config.text_config.hidden_size, bias=config.projector_bias
-        )
+        widths = config.encoder_config.hidden_size, config.text_config.hidden_size
+        self.projector = nn.Linear(*widths, bias=config.projector_bias)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -415,6 +414,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
                 "`input_ids` holds contexts in line, but only `generate()` splits them: forward() reads them as raw "
                 "text. Pass `context_input_ids` to compress them."
             )
+        context_latents, context_strides = resolve_latents(context_latents, context_strides, self)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -423,7 +423,7 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
             inputs_embeds=inputs_embeds,
             context_input_ids=context_input_ids,
             context_attention_mask=context_attention_mask,
-            context_latents=resolve_latents(context_latents, self),
+            context_latents=context_latents,
             context_strides=context_strides,
             **{**kwargs, "return_dict": True},
         )

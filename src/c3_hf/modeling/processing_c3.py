@@ -53,6 +53,8 @@ class C3Processor(ProcessorMixin):
         prompts (`dict[str, str]`, *optional*): what the model was trained to be asked behind a context, saved with the
             processor. `"restore"` asks for the text back and is always there; `"find"` for the rest of a reply that
             begins with words of the text; `"ask"` stands in front of a free question.
+        calibration (`dict[str, float]`, *optional*): how the model goes on behind an error in what it restores, saved
+            with the processor: `derail`, its chance to lose the place, and `floor`, what is then still right, 0 to 1.
 
     Raises:
         ValueError: if `num_latents` is not positive, the tokenizer does not read escapes, or `prompts` holds anything
@@ -70,6 +72,7 @@ class C3Processor(ProcessorMixin):
         separate_encoder_vocabulary=False,
         chat_template=None,
         prompts=None,
+        calibration=None,
         **kwargs,
     ):
         if isinstance(num_latents, bool) or not isinstance(num_latents, int) or num_latents < 1:
@@ -86,6 +89,7 @@ class C3Processor(ProcessorMixin):
         ):
             raise ValueError(f"`prompts` must give a string for each name, such as 'restore', got {prompts!r}.")
         self.prompts = {"restore": RESTORE_PROMPT, **prompts}
+        self.calibration = calibration
         self.num_latents = num_latents
         self.separate_encoder_vocabulary = separate_encoder_vocabulary or encoder_tokenizer is not None
         self._encoder_tokenizer = encoder_tokenizer
@@ -425,9 +429,7 @@ def _as_tensors(tensor, return_tensors):
 
 
 def _kind(context):
-    if isinstance(context, str):
-        return "text"
-    return "num_blocks" if context is None else "latents"
+    return "text" if isinstance(context, str) else "num_blocks" if context is None else "latents"
 
 
 def _pad_latents(rows):
@@ -439,9 +441,8 @@ def _pad_latents(rows):
 def _keep_loadable(folder):
     # transformers 5 writes the name "TokenizersBackend", which 4.57 does not know; both know the older name.
     path, entry = folder / "tokenizer_config.json", '"tokenizer_class": "{}"'
-    text = path.read_text(encoding="utf-8")
-    text = text.replace(entry.format("TokenizersBackend"), entry.format("PreTrainedTokenizerFast"))
-    path.write_text(text, encoding="utf-8")
+    names = entry.format("TokenizersBackend"), entry.format("PreTrainedTokenizerFast")
+    path.write_text(path.read_text(encoding="utf-8").replace(*names), encoding="utf-8")
 
 
 C3Processor.register_for_auto_class("AutoProcessor")

@@ -18,7 +18,7 @@ from ..data.lengths import SampleKey
 from ..data.samples import Sample, cut_to_tokens
 from ..data.tasks import restore
 from ..files import append_jsonl, read_jsonl
-from ..latents.restoring import restore_texts
+from ..pipeline import restore_texts
 
 
 # Contexts are sorted into bins by length in tokens: up to 8, 9 to 16, 17 to 32, ... and above the last.
@@ -196,19 +196,5 @@ def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str
     from rapidfuzz.distance import Levenshtein
 
     longest = max(len(ids) for ids, _ in processor.reader.read_plain(list(texts)))
-    if model.config.latent_stride is None:
-        restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
-    else:
-        restored = _restore_by_stride(model, processor, texts, longest + 16)
+    restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
     return sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)
-
-
-@torch.no_grad()
-def _restore_by_stride(model: nn.Module, processor: Any, texts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Greedy restoring, each text with the least stride that covers it."""
-    inputs = processor.apply_chat_template([processor.restore_messages(text) for text in texts]).to(model.device)
-    lengths = inputs["context_attention_mask"].sum(dim=-1)
-    strides = (-(-lengths // processor.num_latents)).clamp(min=1, max=model.config.latent_stride)
-    output = model.generate(**inputs, context_strides=strides, do_sample=False, max_new_tokens=max_new_tokens)
-    new_ids = output[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode(new_ids)

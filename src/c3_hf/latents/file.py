@@ -1,24 +1,27 @@
 """The file of a compressed context: plain safetensors with a versioned header; see docs/latent_format.md.
 
-Everything here works on a header (a dictionary that JSON can hold) and a dictionary of tensors. What the tensors mean
-is [`CompressedContext`]'s business; how they lie in the file, and how damage is noticed, is decided here.
+Everything here works on a header and a dictionary of tensors. What the tensors mean is [`CompressedContext`]'s
+business; how they lie in the file, and how damage is noticed, is decided here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .output import atomic_file
+from ..files import atomic_file
 
 
 FORMAT = "c3-context"
@@ -26,9 +29,9 @@ FORMAT_VERSION = 1
 
 # Tensors in the order of the file: wide numbers first, so that each starts at a multiple of its item size.
 OFFSETS = ("char_offsets", "byte_offsets", "token_offsets")
-OPTIONAL = ("residual_offsets", "lost_characters", "latent_scales", "margins", "residual")
+OPTIONAL = ("residual_offsets", "lost_characters", "strides", "latent_scales", "margins", "residual")
 # Small, read whole and covered by the checksum in the header; the rest is mapped and covered by `checksums`.
-INDEX = (*OFFSETS, "residual_offsets", "lost_characters", "checksums")
+INDEX = (*OFFSETS, "residual_offsets", "lost_characters", "strides", "checksums")
 ORDER = (*INDEX, "latent_scales", "latents", "margins", "digests", "residual")
 _DTYPES: dict[str, tuple[torch.dtype, ...]] = {
     **dict.fromkeys(INDEX, (torch.int64,)),
@@ -49,7 +52,108 @@ _NAMES = {
     torch.uint8: "U8",
 }
 
+# Types of the header's entries, as JSON gives them, by annotation.
+_HEADER_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "bool | None": (bool, type(None)),
+    "str | None": (str, type(None)),
+    "float | None": (int, float, type(None)),
+}
+
 Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ContextHeader:
+    """What holds for all segments of a compressed context.
+
+    Attributes:
+        model: Fingerprint of the model's weights, see [`fingerprint_model`].
+        tokenizer: Fingerprint of the tokenizer and restoring prompt, see [`fingerprint_processor`].
+        num_latents: Latents of a segment.
+        hidden_size: Width of a latent; the latents are the encoder's, from before the projector.
+        segment_length: Most tokens a segment was allowed, in the encoder's vocabulary.
+        target_fidelity: Token accuracy each segment was to reach, 0 to 1; `None` if none was asked for.
+        exact_margin: Logit margin below which a right token is corrected too; `None` without byte-exact mode.
+        min_segment_length: Tokens down to which segments were cut for `target_fidelity`; `None` without one.
+        exact_check: Whether every segment was restored when it was compressed; `None` without byte-exact mode.
+        model_dtype: The dtype it was computed in, such as "float32".
+        text_sha256: SHA-256 of the whole source; `None` after slicing, concatenating or appending.
+        source: Name of the source file, for people.
+        passes: Tokens that went through encoder (and decoder, where fidelity was measured), for each token of the
+            text; above 1 only with `target_fidelity`. `None` after slicing, concatenating or appending.
+        derail, floor: How the model behaves after an error, see [`Calibration`]; `None` where its checkpoint does not
+            say.
+        writer: Package, torch version, device and dtype that computed it, for people.
+    """
+
+    model: str
+    tokenizer: str
+    num_latents: int
+    hidden_size: int
+    segment_length: int
+    target_fidelity: float | None = None
+    exact_margin: float | None = None
+    min_segment_length: int | None = None
+    exact_check: bool | None = None
+    model_dtype: str | None = None
+    text_sha256: str | None = None
+    source: str | None = None
+    passes: float | None = None
+    derail: float | None = None
+    floor: float | None = None
+    writer: str | None = None
+
+    @classmethod
+    def from_entries(cls, entries: dict[str, Any], name: str) -> ContextHeader:
+        """The header that a file called `name` holds; entries that are not known are passed over.
+
+        Raises:
+            ValueError: If an entry is missing or is not what it can be.
+        """
+        fields = dataclasses.fields(cls)
+        missing = [
+            field.name for field in fields if field.name not in entries and field.default is dataclasses.MISSING
+        ]
+        if missing:
+            raise ValueError(f"`header` lacks {missing}; {name} was not written by c3_hf.")
+        known = {field.name: entries[field.name] for field in fields if field.name in entries}
+        for field in fields:
+            value = known.get(field.name, field.default)
+            kinds = _HEADER_TYPES[str(field.type)]
+            # A bool is an int to Python.
+            right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            if right and isinstance(value, (int, float)) and bool not in kinds:
+                # 2^40 of anything is more than a file can hold, and its square more than a tensor can.
+                right = 0 <= value < math.inf if float in kinds else 0 < value < 1 << 40
+            if not right:
+                shown = f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+                raise ValueError(
+                    f"`header`: the entry `{field.name}` of {name} is {shown}, expected {field.type}"
+                    f"{' from 1 up' if kinds[0] is int and float not in kinds else ''}: it is damaged."
+                )
+        return cls(**known)
+
+
+def joined_header(headers: list[ContextHeader]) -> ContextHeader:
+    """One header for contexts put one behind the other: the first, less what holds for one source only."""
+    first = headers[0]
+    targets = [header.target_fidelity for header in headers]
+    shortest = [header.min_segment_length for header in headers]
+    checks = [header.exact_check for header in headers]
+    return dataclasses.replace(
+        first,
+        segment_length=max(header.segment_length for header in headers),
+        target_fidelity=None if None in targets else min(target for target in targets if target is not None),
+        min_segment_length=None if None in shortest else min(length for length in shortest if length is not None),
+        exact_check=None if None in checks else all(checks),
+        model_dtype=first.model_dtype if len({header.model_dtype for header in headers}) == 1 else None,
+        text_sha256=None,
+        source=None,
+        passes=None,
+    )
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -69,8 +173,8 @@ def write_file(path: str | os.PathLike, header: dict[str, Any], pieces: Callable
     Raises:
         ValueError: If there is no piece.
     """
-    index, shapes = _join_index(pieces())
-    metadata = _metadata(header, index)
+    index, shapes = join_index(pieces())
+    metadata = metadata_of(header, index)
     with atomic_file(path) as file:
         file.write(_safetensors_header(metadata, shapes))
         for name in shapes:
@@ -167,9 +271,8 @@ def parse(
     """
     for reason in _contradictions(tensors):
         raise ValueError(f"`path`: {name} contradicts itself ({reason}): it is damaged.")
-    index = {key: tensors[key] for key in INDEX if key in tensors}
     context = metadata.get("context", "")
-    if metadata.get("crc32") != _index_checksum(context, index):
+    if metadata.get("crc32") != _index_checksum(context, tensors):
         raise ValueError(f"`path`: the header of {name} is damaged (its checksum differs). Compress the text again.")
     # Files of c3_hf 0.1 do not say.
     tensors.setdefault("lost_characters", torch.full((len(tensors["latents"]),), -1))
@@ -216,17 +319,12 @@ def segment_checksums(tensors: Tensors) -> torch.Tensor:
     return torch.tensor(sums, dtype=torch.int64)
 
 
-def join_index(pieces: Iterable[Tensors]) -> dict[str, torch.Tensor]:
-    """The small tensors of pieces put one behind the other; offsets go on where the piece before ends."""
-    return _join_index(pieces)[0]
+def join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, list[int]]]]:
+    """Put pieces one behind the other.
 
-
-def metadata_of(header: dict[str, Any], tensors: Tensors) -> dict[str, str]:
-    """The metadata entries of a file that holds `tensors`."""
-    return _metadata(header, {name: tensors[name] for name in INDEX if name in tensors})
-
-
-def _join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, list[int]]]]:
+    Returns:
+        The small tensors, offsets going on where the piece before ends; dtype and shape of all tensors of the whole.
+    """
     parts: dict[str, list[torch.Tensor]] = {}
     ends: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[str, list[int]]] = {}
@@ -252,13 +350,14 @@ def _join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dic
     return index, {name: shapes[name] for name in ORDER if name in shapes}
 
 
-def _metadata(header: dict[str, Any], index: Tensors) -> dict[str, str]:
+def metadata_of(header: dict[str, Any], tensors: Tensors) -> dict[str, str]:
+    """The metadata entries of a file that holds `tensors`."""
     context = json.dumps(header, sort_keys=True, ensure_ascii=False)
     return {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
         "context": context,
-        "crc32": _index_checksum(context, index),
+        "crc32": _index_checksum(context, tensors),
     }
 
 
@@ -290,7 +389,7 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
     latents = tensors["latents"]
     count = len(latents)
     lengths = dict.fromkeys((*OFFSETS, "residual_offsets"), count + 1)
-    lengths |= dict.fromkeys(("lost_characters", "checksums", "digests", "latent_scales"), count)
+    lengths |= dict.fromkeys(("lost_characters", "strides", "checksums", "digests", "latent_scales"), count)
     for key, length in lengths.items():
         if key in tensors and len(tensors[key]) != length:
             yield f"`{key}` has {len(tensors[key])} rows for {count} segments"
@@ -313,6 +412,8 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
         yield "`byte_offsets` are not 1 to 4 bytes for each character of `char_offsets`"
     if "lost_characters" in tensors and not _within(tensors["lost_characters"], -1, chars):
         yield "`lost_characters` are more than the characters of `char_offsets`"
+    if "strides" in tensors and (tensors["strides"] < 1).any():
+        yield "`strides` are not positive"
     tokens = int(tensors["token_offsets"][-1] - tensors["token_offsets"][0])
     if "margins" in tensors and len(tensors["margins"]) != tokens + count:
         yield f"`margins` has {len(tensors['margins'])} entries for {tokens} tokens in {count} segments"

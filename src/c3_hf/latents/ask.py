@@ -11,15 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 
-from .context import CompressedContext
-from .fingerprints import check_model
-from .restored import iter_restored
-from .restoring import check_at_least_1, decoder_positions
-from .segmentation import Source, TextReader
-from .verification import read_segments
+from .context import CompressedContext, check_at_least_1
+from .decoding import GREEDY, Restorer, decoder_positions, skipped_positions
+from .restore import iter_restored, read_segments
+from .segments import Source
 
 
 # Scripts that are written without spaces count by the character: Han, kana, Hangul.
@@ -84,8 +81,7 @@ class Answer:
 
 def ask(
     contexts: Sequence[CompressedContext],
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    restorer: Restorer,
     question: str = "",
     *,
     start: str = "",
@@ -104,8 +100,7 @@ def ask(
 
     Args:
         contexts: At least one; all of this model.
-        model: The model that compressed them.
-        processor: Its processor.
+        restorer: The model that compressed them, and its processor.
         question: A free question.
         start: How the reply begins.
         segments: Which segments to use, counted from 0 over all contexts; by default all, or of more than the decoder
@@ -126,17 +121,18 @@ def ask(
     contexts = list(contexts)
     all_segments = [segment for context in contexts for segment in context]
     if not all_segments:
-        raise ValueError("`contexts` holds no text: there is nothing to ask about.")
+        names = ", ".join(context.name for context in contexts)
+        raise ValueError(f"`contexts` holds no text ({names or 'none given'}): there is nothing to ask about.")
     if text is not None and len(contexts) > 1:
         raise ValueError(f"`text` goes with a single context, got {len(contexts)}. Choose by `segments`.")
     check_at_least_1("max_new_tokens", max_new_tokens)
-    prompt = choose_prompt(processor.prompts, question, start)
+    prompt = choose_prompt(restorer.processor.prompts, question, start)
     for context in contexts:
-        check_model(context.header.model, model, context.name)
+        restorer.fingerprints.check(context)
     chosen = sorted(set(range(len(all_segments)) if segments is None else segments))
     if not chosen or chosen[0] < 0 or chosen[-1] >= len(all_segments):
         raise ValueError(f"`segments` must name some of 0 to {len(all_segments) - 1}, got {chosen}.")
-    asker = _Asker(contexts, all_segments, model, processor, start, text, batch_size, progress)
+    asker = _Asker(contexts, restorer, start, text, {"batch_size": batch_size, "progress": progress})
     if prompt == "find":
         return asker.find(chosen, max_new_tokens)
     return asker.answer(question, chosen, segments is None, max_new_tokens, streamer)
@@ -171,23 +167,21 @@ class _Asker:
     def __init__(
         self,
         contexts: list[CompressedContext],
-        segments: list[CompressedContext],
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
+        restorer: Restorer,
         start: str,
         text: Source | None,
-        batch_size: int,
-        progress: bool,
+        options: dict[str, Any],
     ):
-        self.contexts, self.segments, self.model, self.processor = contexts, segments, model, processor
-        self.start, self.text, self.batch_size, self.progress = start, text, batch_size, progress
-        self.positions = decoder_positions(model)
+        self.contexts, self.model, self.processor = contexts, restorer.model, restorer.processor
+        self.segments = [segment for context in contexts for segment in context]
+        self.restorer, self.start, self.text, self.options = restorer, start, text, options
+        self.positions = decoder_positions(self.model)
 
     def answer(
         self, question: str, chosen: list[int], may_choose: bool, max_new_tokens: int, streamer: BaseStreamer | None
     ) -> Answer:
         bare = self._prompt_length(0, question)
-        block = self._prompt_length(1, question) - bare
+        block = self._prompt_length(1, question) - bare + skipped_positions(self.model)
         most = (self.positions - bare - min(max_new_tokens, _ANSWER_ROOM)) // block
         if most < 1 or (len(chosen) > most and not may_choose):
             raise ValueError(
@@ -200,7 +194,8 @@ class _Asker:
             chosen = [chosen[place] for place in best_segments(question, self._texts(chosen), most)]
             reason = "the best match of words"
         inputs = self._inputs(chosen, "ask", question)
-        limit = min(max_new_tokens, self.positions - inputs["input_ids"].shape[1])
+        limit = min(max_new_tokens, self._room(inputs, len(chosen)))
+        # How to write an answer is the checkpoint's own business, but for chance.
         output = self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, streamer=streamer)
         return Answer(self.start + self._reply(output, inputs), tuple(chosen), reason)
 
@@ -212,10 +207,10 @@ class _Asker:
         # Where the words come several times the model reads all places at once.
         place = min(held, key=lambda place: held[place])
         inputs = self._inputs([chosen[place]], "find", "")
-        room = self.positions - inputs["input_ids"].shape[1]
+        room = self._room(inputs, 1)
         if room < 1:
             raise ValueError(f"`start` leaves no room for a reply: the model has {self.positions:,} positions.")
-        output = self.model.generate(**inputs, max_new_tokens=min(max_new_tokens, room), do_sample=False)
+        output = self.model.generate(**inputs, **GREEDY, max_new_tokens=min(max_new_tokens, room))
         reply = self._reply(output, inputs)
         right = max((_shared(reply, rest) for rest in texts[place].split(start)[1:]), key=len)
         if not right.strip():
@@ -230,29 +225,29 @@ class _Asker:
     def _texts(self, chosen: list[int]) -> list[str]:
         """The texts of segments: read if the source was given, else restored."""
         if self.text is not None:
-            read = read_segments(self.contexts[0], TextReader(self.text), self.processor)
+            read = read_segments(self.contexts[0], self.text, self.processor)
             return [read[index].text for index in chosen]
-        texts: list[str] = []
-        first = 0
-        for context in self.contexts:
-            wanted = [self.segments[index] for index in chosen if first <= index < first + len(context)]
-            first += len(context)
-            if wanted:
-                joined = type(context).concatenate(wanted)
-                options = {"batch_size": self.batch_size, "progress": self.progress}
-                pieces = iter_restored(joined, self.model, self.processor, **options)  # type: ignore[arg-type]
-                texts += [data.decode("utf-8", "replace") for data, _ in pieces]
-        return texts
+        wanted = [self.segments[index] for index in chosen]
+        pieces = iter_restored(wanted, self.restorer, **self.options)
+        return [data.decode("utf-8", "replace") for data, _ in pieces]
+
+    def _room(self, inputs: Any, num_blocks: int) -> int:
+        """Positions left behind a prompt."""
+        return self.positions - inputs["input_ids"].shape[1] - num_blocks * skipped_positions(self.model)
 
     def _inputs(self, chosen: list[int], prompt: str, question: str) -> Any:
-        parts = [{"type": "context", "latents": self.segments[index].project(self.model)} for index in chosen]
+        segments = [self.segments[index] for index in chosen]
+        parts = [{"type": "context", "latents": segment.project(self.model)} for segment in segments]
         content = [*parts, {"type": "text", "text": self.processor.prompts[prompt] + question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if not self.start:
-            return self.processor.apply_chat_template(messages).to(self.model.device)
-        messages.append({"role": "assistant", "content": self.start})
-        begun = {"add_generation_prompt": False, "continue_final_message": True}
-        return self.processor.apply_chat_template(messages, **begun).to(self.model.device)
+        begun = {}
+        if self.start:
+            messages.append({"role": "assistant", "content": self.start})
+            begun = {"add_generation_prompt": False, "continue_final_message": True}
+        inputs = self.processor.apply_chat_template(messages, **begun).to(self.model.device)
+        if self.model.config.latent_stride is not None:
+            inputs["context_strides"] = torch.cat([segment.context_strides(self.model) for segment in segments], dim=1)
+        return inputs
 
     def _prompt_length(self, num_blocks: int, question: str) -> int:
         """Positions of a prompt with so many segments; with the begun reply."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from c3_hf.data.samples import cut_to_tokens
 from c3_hf.evaluation.items import TokenMeter
-from c3_hf.latents.segmentation import Segment, TextReader, find_cut, iter_segments, iter_text, read_segment
+from c3_hf.latents.segments import Segment, TextReader, find_cut, iter_segments, iter_text, read_segment
 from factories import make_processor
 
 

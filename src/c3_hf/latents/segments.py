@@ -13,6 +13,7 @@ import io
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,45 @@ def _pieces(source: Source) -> Iterator[object]:
         raise TypeError(
             f"`source` must be str, bytes, a pathlib.Path, an open file or an iterable of pieces, "
             f"got {type(source).__name__}."
+        )
+
+
+def size_of(source: Source) -> int | None:
+    """Bytes of the source, where they are known before it is read."""
+    if isinstance(source, os.PathLike):
+        return Path(source).stat().st_size
+    if isinstance(source, str):
+        return len(source.encode("utf-8", "surrogatepass"))
+    return len(source) if isinstance(source, bytes) else None
+
+
+def name_of(source: Source) -> str | None:
+    """The source file's name for people: bytes of it that are not UTF-8 are U+FFFD."""
+    return os.fsencode(Path(source).name).decode(errors="replace") if isinstance(source, os.PathLike) else None
+
+
+def warn_of_file_name(source: Source) -> None:
+    """Warn of a text that is the name of a file: its content may be meant."""
+    # Longer than any path, or no path at all: the question need not reach the file system.
+    if not isinstance(source, str) or not 0 < len(source) < 1024 or "\n" in source or "\0" in source:
+        return
+    if os.path.isfile(source):
+        warnings.warn(
+            f"`source` {source!r} is compressed as the text it is, and a file of that name exists. To compress the "
+            f"file's content write `Path({source!r})`.",
+            stacklevel=5,
+        )
+
+
+def refuse_source_as_output(source: Source, output: str | os.PathLike) -> None:
+    """Raise ValueError if both are one file: writing the one would lose the other."""
+    file = source if isinstance(source, os.PathLike) else getattr(source, "name", None)
+    if not isinstance(file, (str, os.PathLike)) or not os.path.exists(file) or not os.path.exists(output):
+        return
+    if os.path.samefile(file, output):
+        raise ValueError(
+            f"`output` {os.fspath(output)!r} and `source` are one file, whose text would be lost. Give another "
+            "`output`."
         )
 
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from c3_hf.latents import CompressedContext, compress, restore
+from c3_hf import CompressedContext, compress, restore
+from c3_hf.latents.file import tensor_bytes, write_file
 from c3_hf.latents.journal import Journal
-from c3_hf.latents.storage import tensor_bytes, write_file
 
 
 def assert_same(first, second):
