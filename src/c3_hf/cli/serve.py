@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import re
 
@@ -21,21 +22,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Serve a model: POST /v1/contexts compresses a text once, /v1/chat/completions asks it from any "
         "OpenAI client. See docs/serving.md.",
     )
-    parser.add_argument("model", nargs="?", help="a C3 model, folder or Hub id (default: the bundled c3-tiny, offline)")
+    parser.add_argument(
+        "model", nargs="?", help="a C3 model, folder or Hub id (default: the bundled c3-tiny, offline)"
+    )
     parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: %(default)s)")
     parser.add_argument(
-        "--model-dtype", choices=("float32", "bfloat16", "float16"), help="dtype to compute in (default: the model's)"
+        "--model-dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype to compute in (default: %(default)s)",
     )
     parser.add_argument("--store", default="c3-contexts", help="folder of the contexts (default: %(default)s)")
     parser.add_argument("--store-size", default="10GB", help="most bytes in it (default: %(default)s)")
     parser.add_argument(
         "--api-key", action="append", default=[], metavar="KEY",
-        help=f"ask clients for this key; may be repeated (default: that of {KEY_VARIABLE}, which no process list shows)",
+        help=f"ask clients for this key; may be repeated (default: {KEY_VARIABLE}, which no list of processes shows)",
     )  # fmt: skip
-    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="what makes replies")
+    parser.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers", help="what makes replies"
+    )
     parser.add_argument(
         "--engine-url", action="append", default=[], metavar="URL",
         help="with --engine vllm: a server of the exported decoder, its key in "
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from c3_hf.serving.engine import ModelThread, TransformersEngine
     from c3_hf.serving.gate import Metrics
     from c3_hf.serving.protocol import Limits
+    from c3_hf.serving.replies import Engine
     from c3_hf.serving.store import ContextStore
     from c3_hf.serving.vllm import VllmEngine
 
@@ -84,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     pipe.name = args.name or pipe.name
     store = ContextStore(args.store, pipe.compress(b"").header, sizes["store_size"])
     thread, metrics = ModelThread(), Metrics()
+    engine: Engine
     if args.engine == "vllm":
         key = os.environ.get(ENGINE_KEY_VARIABLE)
         engine = VllmEngine(pipe, thread, args.engine_url, limits, api_key=key)
@@ -92,11 +102,24 @@ def run(args: argparse.Namespace) -> int:
     keys = args.api_key or [key for key in [os.environ.get(KEY_VARIABLE)] if key]
     app = create_app(pipe, thread, store, engine, limits, metrics=metrics, api_keys=keys)
     config = uvicorn.Config(
-        app, args.host, args.port, log_level="warning", access_log=False, timeout_graceful_shutdown=10
+        app,
+        args.host,
+        args.port,
+        log_level="warning",
+        access_log=False,
+        # Connections, those included that only listen: readers of texts, for one.
+        limit_concurrency=4 * (args.max_waiting + args.max_jobs),
+        timeout_graceful_shutdown=10,
     )
     server = uvicorn.Server(config)
-    say("serve", f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
-    server.run()
+
+    async def serve() -> None:
+        # Here, where what it refuses is said in one line.
+        await engine.start()
+        say("serve", f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
+        await server.serve()
+
+    asyncio.run(serve())
     return 0 if server.started else 1
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.utils import logging
 from .. import __version__
 from ..latents.restoring import decoder_positions
 from ..pipeline import C3Pipeline
-from . import chat
+from .chat import Answer, Asked, PromptReader, Usage
 from .contexts import Contexts
 from .engine import ModelThread
 from .gate import ClosingStream, Connection, Gate, Metrics, tell_errors_in_openai_form
@@ -61,7 +62,7 @@ class Server:
     ):
         self._pipe, self._thread, self._engine, self._metrics = pipe, thread, engine, metrics
         self._contexts = Contexts(pipe, thread, store, limits)
-        self._prompts = chat.PromptReader(pipe, self._contexts, limits)
+        self._prompts = PromptReader(pipe, self._contexts, limits)
         self._ready = False
         metrics.places.labels("reply").set_function(lambda: engine.places.used)
         metrics.places.labels("context").set_function(lambda: self._contexts.places.used)
@@ -102,7 +103,9 @@ class Server:
 
     async def metrics(self) -> Response:
         """The counters, as Prometheus reads them."""
-        return Response(await asyncio.to_thread(generate_latest, self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            await asyncio.to_thread(generate_latest, self._metrics.registry), media_type=CONTENT_TYPE_LATEST
+        )
 
     async def list_models(self) -> dict[str, Any]:
         """The one model."""
@@ -139,8 +142,8 @@ class Server:
     async def _answer(self, request: Request, form: GenerationForm, reading: Any) -> Response:
         connection = Connection(request.receive)
         try:
-            asked: chat.Request = await connection.while_there(reading)
-            answer = chat.Answer(self._pipe.name, isinstance(form, ChatForm), asked.usage)
+            asked: Asked = await connection.while_there(reading)
+            answer = Answer(self._pipe.name, isinstance(form, ChatForm), asked.usage)
             pieces = self._pieces(asked)
             if not form.stream:
                 async with aclosing(pieces):
@@ -164,10 +167,10 @@ class Server:
         self,
         connection: Connection,
         chunk: dict[str, Any] | None,
-        chunks: AsyncIterator[dict[str, Any]],
-        pieces: AsyncIterator[Piece],
-        usage: chat.Usage,
-    ) -> AsyncIterator[bytes]:
+        chunks: AsyncGenerator[dict[str, Any], None],
+        pieces: AsyncGenerator[Piece, None],
+        usage: Usage,
+    ) -> AsyncGenerator[bytes, None]:
         """The stream of a reply; the reply is given up when the client has left."""
         try:
             while chunk is not None:
@@ -180,13 +183,13 @@ class Server:
             connection.close()
             self._metrics.count(usage)
             for part in (chunks, pieces):
-                await part.aclose()  # type: ignore[attr-defined]
+                await part.aclose()
 
-    async def _pieces(self, asked: chat.Request) -> AsyncIterator[Piece]:
+    async def _pieces(self, asked: Asked) -> AsyncGenerator[Piece, None]:
         """The replies to all prompts of a request, one prompt after the other."""
         first = 0
         for prompt, settings in zip(asked.prompts, asked.settings):
-            async with aclosing(self._engine.reply(prompt, settings)) as pieces:  # type: ignore[type-var]
+            async with aclosing(self._engine.reply(prompt, settings)) as pieces:
                 async for piece in pieces:
                     yield Piece(first + piece.index, piece.text, piece.finish, piece.tokens)
             first += settings.num_replies
@@ -244,8 +247,8 @@ class Server:
         pieces = self._contexts.restored(context_id, context[chosen.start : chosen.stop])
         first = await anext(pieces, b"")
 
-        async def all_pieces() -> AsyncIterator[bytes]:
-            async with aclosing(pieces):  # type: ignore[type-var]
+        async def all_pieces() -> AsyncGenerator[bytes, None]:
+            async with aclosing(pieces):
                 yield first
                 async for piece in pieces:
                     yield piece
@@ -278,17 +281,13 @@ def create_app(
     return app
 
 
-async def _next(chunks: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+async def _next(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any] | None:
     return await anext(chunks, None)
 
 
 def _value(text: str) -> Any:
     """A form field as JSON would have it."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Usage:
 
 
 @dataclass
-class Request:
+class Asked:
     """What to reply to, and how."""
 
     prompts: list[Prompt]
@@ -64,7 +64,7 @@ class PromptReader:
     def __init__(self, pipe: C3Pipeline, contexts: Contexts, limits: Limits):
         self._pipe, self._contexts, self._limits = pipe, contexts, limits
 
-    async def read_chat(self, form: ChatForm) -> Request:
+    async def read_chat(self, form: ChatForm) -> Asked:
         """The prompt of a chat.
 
         Raises:
@@ -76,7 +76,9 @@ class PromptReader:
         contexts = [part for part in parts if isinstance(part, ContextPart)]
         if len(contexts) > self._limits.max_contexts:
             raise ApiError(
-                400, f"a request may have {self._limits.max_contexts} contexts, got {len(contexts)}.", "too_many_contexts"
+                400,
+                f"a request may have {self._limits.max_contexts} contexts, got {len(contexts)}.",
+                "too_many_contexts",
             )
         check_texts([str(part if isinstance(part, str) else part.text or "") for part in parts], self._limits)
         usage = Usage()
@@ -101,9 +103,9 @@ class PromptReader:
         prompt = Prompt(ids, torch.cat(blocks) if blocks else None, read, begun)
         usage.prompt_tokens = len(ids)
         most = form.max_completion_tokens or form.max_tokens
-        return Request([prompt], [self._settings(form, most, len(ids))], usage)
+        return Asked([prompt], [self._settings(form, most, len(ids))], usage)
 
-    async def read_completion(self, form: CompletionForm) -> Request:
+    async def read_completion(self, form: CompletionForm) -> Asked:
         """The prompts of a completion.
 
         Raises:
@@ -119,7 +121,7 @@ class PromptReader:
         settings = [self._settings(form, form.max_tokens or 16, len(prompt.ids)) for prompt in prompts]
         if len(prompts) * settings[0].num_replies > self._limits.max_choices:
             raise _too_many_choices(self._limits)
-        return Request(prompts, settings, Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts)))
+        return Asked(prompts, settings, Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts)))
 
     def _check_model(self, form: GenerationForm) -> None:
         if form.model not in (None, self._pipe.name):
@@ -139,7 +141,9 @@ class PromptReader:
         try:
             return self._pipe.processor.apply_chat_template(chat, **options)["input_ids"][0].tolist()
         except (ValueError, TemplateError) as error:
-            raise ApiError(400, f"these messages cannot be rendered: {error}", "invalid_messages", "messages") from error
+            raise ApiError(
+                400, f"these messages cannot be rendered: {error}", "invalid_messages", "messages"
+            ) from error
 
     def _settings(self, form: GenerationForm, max_tokens: int | None, prompt_length: int) -> Settings:
         own = self._pipe.model.generation_config
@@ -207,7 +211,7 @@ class Answer:
         self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._model, self._created = model, int(time.time())
 
-    async def whole(self, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
+    async def whole(self, pieces: AsyncGenerator[Piece, None]) -> dict[str, Any]:
         """The body when all replies are there."""
         texts: dict[int, list[str]] = {}
         reasons: dict[int, str] = {}
@@ -223,7 +227,9 @@ class Answer:
             choices.append({"index": index, **said, "logprobs": None, "finish_reason": reasons[index]})
         return {**self._head(chunk=False), "choices": choices, "usage": self._usage.body()}
 
-    async def chunks(self, pieces: AsyncIterator[Piece], include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(
+        self, pieces: AsyncGenerator[Piece, None], include_usage: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The bodies of the events of a stream."""
         seen: set[int] = set()
         async for piece in pieces:

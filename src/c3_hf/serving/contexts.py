@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -37,7 +37,8 @@ class _Job:
 
     size: int
     deadline: float
-    waiting: int = 0
+    # Whoever starts it waits for it.
+    waiting: int = 1
     keep: bool = False
     read: int = 0
     future: Future = field(default_factory=Future)
@@ -76,7 +77,9 @@ class Contexts:
         self._jobs: dict[str, _Job] = {}
         self._failures: dict[str, ApiError] = {}
 
-    async def compress(self, data: bytes, form: CompressionForm, background: bool = False) -> tuple[int, dict[str, Any]]:
+    async def compress(
+        self, data: bytes, form: CompressionForm, background: bool = False
+    ) -> tuple[int, dict[str, Any]]:
         """Compress a text into the store, unless it is there.
 
         Args:
@@ -104,13 +107,17 @@ class Contexts:
             return 200, await self.describe(context_id)
         if job is None:
             job = self._start(context_id, data, options)
-        job.keep |= background
-        if background:
-            return 202, self._describe_job(context_id, job)
-        job.waiting += 1
+        else:
+            job.waiting += 1
         try:
-            # Not the future itself, because others may wait for the same.
-            await asyncio.wait({asyncio.wrap_future(job.future)})
+            if background:
+                job.keep = True
+                return 202, self._describe_job(context_id, job)
+            done = asyncio.wrap_future(job.future)
+            # Asked for its error here, because whoever is cancelled below asks no more.
+            done.add_done_callback(lambda future: future.cancelled() or future.exception())
+            # Waited for, not awaited: to be cancelled is not to cancel what others may wait for.
+            await asyncio.wait({done})
             job.future.result()
         finally:
             job.waiting -= 1
@@ -133,23 +140,26 @@ class Contexts:
             raise self._failures[context_id]
         return _description(context_id, await asyncio.to_thread(self.store.open, context_id))
 
-    async def restored(self, context_id: str, context: CompressedContext) -> AsyncIterator[bytes]:
+    async def restored(self, context_id: str, context: CompressedContext) -> AsyncGenerator[bytes, None]:
         """The text of a context, a few segments at a time: the next are restored when these have been read.
 
         Raises:
             ApiError: 429, or 500 if the file is damaged or does not come out right here.
         """
+        # Only the beginning takes a place: one that is read slowly shall not hold it.
         with self.places.taken():
-            for start in range(0, len(context), _BATCH):
-                some = context[start : start + _BATCH]
-                try:
-                    pieces = await self._thread.run(
-                        lambda some=some: list(self._pipe.iter_restored(some, batch_size=_BATCH))  # type: ignore[misc]
-                    )
-                except ValueError as error:
-                    message = str(error).replace(str(self.store.path(context_id)), context_id)
-                    raise ApiError(500, message, "context_damaged") from error
-                yield b"".join(data for data, _ in pieces)
+            data = await self._restore(context_id, context[:_BATCH])
+        yield data
+        for start in range(_BATCH, len(context), _BATCH):
+            yield await self._restore(context_id, context[start : start + _BATCH])
+
+    async def _restore(self, context_id: str, some: CompressedContext) -> bytes:
+        try:
+            pieces = await self._thread.run(lambda: list(self._pipe.iter_restored(some, batch_size=_BATCH)))
+        except ValueError as error:
+            message = str(error).replace(str(self.store.path(context_id)), context_id)
+            raise ApiError(500, message, "context_damaged") from error
+        return b"".join(data for data, _ in pieces)
 
     async def latents_of(self, part: ContextPart) -> Latents:
         """A context of a request, ready for the prompt.
@@ -291,7 +301,9 @@ def _description(context_id: str, context: CompressedContext) -> dict[str, Any]:
 
 
 def _too_long(limits: Limits) -> ApiError:
-    return ApiError(413, f"the text has more than {limits.max_text:,} bytes, the most for one request.", "text_too_long")
+    return ApiError(
+        413, f"the text has more than {limits.max_text:,} bytes, the most for one request.", "text_too_long"
+    )
 
 
 def check_texts(texts: Sequence[str], limits: Limits) -> None:

@@ -6,9 +6,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -194,7 +193,7 @@ class TransformersEngine:
         for row in waiting:
             row.fail(ApiError(503, "the server is shutting down.", "shutting_down", retry=True))
 
-    async def reply(self, prompt: Prompt, settings: Settings) -> AsyncIterator[Piece]:
+    async def reply(self, prompt: Prompt, settings: Settings) -> AsyncGenerator[Piece, None]:
         """See [`Engine`].
 
         Raises:
@@ -203,7 +202,10 @@ class TransformersEngine:
         loop = asyncio.get_running_loop()
         # As long as a reply at most, so that whoever reads slowly holds nobody up.
         pieces: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
-        give = partial(loop.call_soon_threadsafe, pieces.put_nowait)
+
+        def give(piece: Piece | ApiError) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
         with self.places.taken(settings.num_replies):
             rows = [_Row(prompt, settings, index, self._pipe, give) for index in range(settings.num_replies)]
             deadline = time.monotonic() + self._limits.seconds

@@ -79,11 +79,18 @@ class Gate:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        started, status, read = time.monotonic(), 0, 0
+        started, status, read, is_read = time.monotonic(), 0, 0, False
 
         async def counted_receive() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, is_read
+            if is_read:
+                return await receive()
+            try:
+                left = started + self._limits.seconds - time.monotonic()
+                message = await asyncio.wait_for(receive(), max(0.01, left))
+            except asyncio.TimeoutError as error:
+                raise ApiError(408, "the body did not come in time.", "timeout") from error
+            is_read = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._limits.max_body:
                 raise self._too_large()
@@ -173,7 +180,7 @@ class ClosingStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self.body_iterator.aclose()  # type: ignore[union-attr]
+            await self.body_iterator.aclose()
 
 
 def error_response(error: ApiError) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -202,16 +203,22 @@ def read_form(form: type[F], body: bytes | dict[str, Any]) -> F:
     try:
         return form.model_validate_json(body) if isinstance(body, bytes) else form.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(step) for step in first["loc"] if not _names_a_kind(step))
+        # Where a field may be one of several types, the one that was meant got farthest.
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        first = max(faults, key=lambda fault: len(fault["loc"]))
+        place = ".".join(_fields(first["loc"]))
         where = f"`{place}`: " if place else ""
         message = first["msg"].removeprefix("Value error, ")
         raise ApiError(400, f"{where}{message}.", "invalid_request", place or None) from error
 
 
-def _names_a_kind(step: int | str) -> bool:
-    """Whether a step of an error's place is pydantic's name for one of several types, not a field."""
-    return isinstance(step, str) and (step in ("str", "text", "context") or step.startswith(("list[", "function-")))
+def _fields(steps: Sequence[int | str]) -> Iterator[str]:
+    """The steps of an error's place, without pydantic's names for one of several types a value may have."""
+    for before, step in zip((None, *steps), steps):
+        of_union = step == "str" or str(step).startswith(("list[", "function-"))
+        # A part of a message is told apart by its `type`.
+        if not of_union and not (isinstance(before, int) and step in ("text", "context")):
+            yield str(step)
 
 
 _SEGMENTS = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from transformers import ProcessorMixin
@@ -14,7 +14,7 @@ from .protocol import ApiError
 
 
 # A content run of a message: text of a user, or projected latents `(num_blocks, num_latents, text_hidden_size)`.
-Run = str | torch.Tensor
+Run: TypeAlias = str | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ class Places:
             ApiError: 429 if there are not enough free ones; 400 if there never will be.
         """
         if count > self.most:
-            raise ApiError(400, f"this request needs {count} {self.what} at once; the server has {self.most}.", "too_many")
+            raise ApiError(
+                400, f"this request needs {count} {self.what} at once; the server has {self.most}.", "too_many"
+            )
         if self.used + count > self.most:
             raise ApiError(
                 429, f"all {self.most} {self.what} of the server are taken; try again in a while.", "busy", retry=True
@@ -112,7 +114,7 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Make sure that it can serve; raise ValueError, saying what to do, if it cannot."""
 
-    def reply(self, prompt: Prompt, settings: Settings) -> AsyncIterator[Piece]:
+    def reply(self, prompt: Prompt, settings: Settings) -> AsyncGenerator[Piece, None]:
         """Replies, piece by piece; closing the iterator gives their places back."""
 
     async def close(self) -> None:

@@ -183,7 +183,8 @@ class ContextStore:
             for _, size, path in files:
                 if total <= self.max_bytes:
                     return
-                if not any(name in path.name for name in self._being_written):
+                # Beside a file lie its journal and, hidden, what becomes it.
+                if not path.name.lstrip(".").startswith(tuple(self._being_written)):
                     path.unlink(missing_ok=True)
                     total -= size
             if newest.is_file() and newest.stat().st_size > self.max_bytes:
@@ -209,7 +210,7 @@ def context_id_of(data: bytes, header: ContextHeader, dtype: str, verify: bool) 
 def _not_found() -> ApiError:
     return ApiError(
         404,
-        "there is no context of this id; it may have been evicted. Post the text again: the same text has the same id.",
+        "there is no context of this id; it may have been evicted. Post the text again; its id is the same.",
         "context_not_found",
         "id",
     )

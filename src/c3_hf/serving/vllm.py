@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -83,6 +83,7 @@ class VllmEngine:
         self._limits = limits
         self._dead_until = dict.fromkeys(self._urls, 0.0)
         self._turn = 0
+        self._is_checked = False
         self._models: dict[str, str] = {}
         tokenizer = pipe.processor.tokenizer
         self._special = sorted(token.content for token in tokenizer.added_tokens_decoder.values())
@@ -93,11 +94,13 @@ class VllmEngine:
         )
 
     async def start(self) -> None:
-        """Ask each server two different contexts.
+        """Ask each server two different contexts, once.
 
         Raises:
             ValueError: If one cannot be reached, takes no embeddings, or does not tell the contexts apart.
         """
+        if self._is_checked:
+            return
         for url in self._urls:
             texts = [await self._ask_check(url, text) for text in _CHECK_TEXTS]
             if texts[0] == texts[1]:
@@ -106,12 +109,13 @@ class VllmEngine:
                     "prefix cache mixes prompts up whose embeddings differ. Start vLLM on this model's exported "
                     "decoder, with --enable-prompt-embeds and --no-enable-prefix-caching."
                 )
+        self._is_checked = True
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def reply(self, prompt: Prompt, settings: Settings) -> AsyncIterator[Piece]:
+    async def reply(self, prompt: Prompt, settings: Settings) -> AsyncGenerator[Piece, None]:
         """See [`Engine`].
 
         Raises:
@@ -131,7 +135,9 @@ class VllmEngine:
                 except httpx.TransportError as error:
                     self._leave_out(url, error)
                     if begun:
-                        raise ApiError(502, "the engine broke off in the middle of a reply.", "engine_error") from error
+                        raise ApiError(
+                            502, "the engine broke off in the middle of a reply.", "engine_error"
+                        ) from error
                 except ApiError as error:
                     if begun or not error.retry:
                         raise
@@ -139,7 +145,7 @@ class VllmEngine:
             raise busy
 
     def _in_turn(self) -> list[str]:
-        """The servers in the order to try them: those that were dead a moment ago are not among them, unless all were."""
+        """The servers in the order to try them, without those that were dead a moment ago, unless all were."""
         self._turn += 1
         order = [self._urls[(self._turn + step) % len(self._urls)] for step in range(len(self._urls))]
         now = time.monotonic()
@@ -154,7 +160,9 @@ class VllmEngine:
         if url not in self._models:
             answer = await self._client.get(f"{url}/v1/models", timeout=_CONNECT_SECONDS)
             if answer.status_code != 200:
-                raise ApiError(502, f"the engine does not list its models (status {answer.status_code}).", "engine_error")
+                raise ApiError(
+                    502, f"the engine does not list its models (status {answer.status_code}).", "engine_error"
+                )
             self._models[url] = answer.json()["data"][0]["id"]
         return self._models[url]
 
@@ -227,7 +235,7 @@ class VllmEngine:
         ids = self._pipe.processor.reader.read_plain([text])[0][0]
         return self._pipe.model.get_input_embeddings()(torch.tensor(ids, device=self._pipe.device))
 
-    async def _stream(self, url: str, path: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
+    async def _stream(self, url: str, path: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
         """The pieces that a server gives."""
         body = {**body, "model": await self._model_of(url)}
         finished: dict[int, str] = {}
