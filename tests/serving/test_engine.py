@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-import httpx  # noqa: E402
+import httpx
 
 from c3_hf.serving.engine import ModelThread, TransformersEngine, describe_error
 from c3_hf.serving.protocol import ApiError, Limits

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 
@@ -20,7 +21,7 @@ openai = pytest.importorskip("openai", reason="needs the extra test")
 from c3_hf.cli import main  # noqa: E402
 from c3_hf.serving.protocol import Limits, read_segments  # noqa: E402
 
-from .conftest import TEXT, ask, wait_until  # noqa: E402
+from .conftest import TEXT, ask, slowed, wait_until  # noqa: E402
 
 
 def test_without_the_key_only_health_answers(start, random_pipe, client, http):
@@ -60,12 +61,34 @@ def test_too_much_at_once_is_refused_at_once(start, random_pipe, client, http, h
     live = start(random_pipe, max_waiting=2, max_choices=4, max_jobs=1)
     with pytest.raises(openai.BadRequestError, match="this request needs 3 places for replies at once"):
         client(live).chat.completions.create(model="random", messages=ask("a"), n=3, max_tokens=1)
-    # Long enough that it is not over before the second.
-    text = {"text": "some text. " * 2000, "background": True}
-    assert http(live).post("/v1/contexts", json=text).status_code == 202
-    other = http(live).post("/v1/contexts", json={"text": "other"})
+    text = {"text": "some text. " * 1000, "background": True, "verify": False}
+    with slowed(random_pipe.model.model.encoder):
+        assert http(live).post("/v1/contexts", json=text).status_code == 202
+        other = http(live).post("/v1/contexts", json={"text": "other", "verify": False})
     assert (other.status_code, other.headers["retry-after"]) == (429, "1")
     assert other.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(start, random_pipe):
+    live = start(random_pipe, seconds=0.3)
+    port = int(live.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"POST /v1/contexts HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_text_whose_client_has_left_is_given_up_and_goes_on_when_posted_again(start, random_pipe, http):
+    live = start(random_pipe)
+    text = {"text": "some words of a text. " * 1000, "verify": False}
+    with slowed(random_pipe.model.model.encoder):
+        with pytest.raises(httpx.ReadTimeout):
+            http(live).post("/v1/contexts", json=text, timeout=1)
+        wait_until(lambda: 'c3_places_used{kind="context"} 0.0' in http(live).get("/metrics").text)
+    assert len(list(live.store.folder.glob("*.journal"))) == 1
+    assert live.store.ids() == []
+    answer = http(live).post("/v1/contexts", json=text)
+    assert (answer.status_code, answer.json()["tokens"]) == (201, len(text["text"]))
+    assert len(list(live.store.folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging
 
 from ..latents import CompressedContext
+from ..latents.header import ContextHeader
 from ..latents.output import JOURNAL_SUFFIX
 from ..latents.restoring import decoder_positions
 from ..pipeline import C3Pipeline
@@ -25,10 +26,10 @@ from .store import ContextStore, context_id_of
 logger = logging.get_logger(__name__)
 
 # Bytes of a text between two looks at what else there is to do.
-_PIECE = 1 << 14
+_PIECE = 1 << 12
 # Segments compressed, or restored, in one batch. Small, because others wait for its end.
 _BATCH = 4
-_MOST_FAILURES = 64
+_MOST_KEPT = 64
 
 
 @dataclass
@@ -75,7 +76,9 @@ class Contexts:
         self._pipe, self._thread, self.store, self._limits = pipe, thread, store, limits
         self.places = Places(limits.max_jobs, "places for compressing and restoring")
         self._jobs: dict[str, _Job] = {}
+        # Why compressions in the background failed, and what options mean: the last few of each.
         self._failures: dict[str, ApiError] = {}
+        self._headers: dict[tuple[Any, ...], ContextHeader] = {}
 
     async def compress(
         self, data: bytes, form: CompressionForm, background: bool = False
@@ -97,11 +100,8 @@ class Contexts:
         if len(data) > self._limits.max_text:
             raise _too_long(self._limits)
         options = _options_of(form)
-        try:
-            empty = await self._thread.run(lambda: self._pipe.compress(b"", **options))
-        except ValueError as error:
-            raise ApiError(400, str(error), "invalid_option") from error
-        context_id = context_id_of(data, empty.header, form.dtype, form.verify)
+        header = await self._header(options)
+        context_id = await asyncio.to_thread(context_id_of, data, header, form.dtype, form.verify)
         job = self._jobs.get(context_id)
         if job is None and context_id in self.store:
             return 200, await self.describe(context_id)
@@ -187,11 +187,24 @@ class Contexts:
         except ValueError as error:
             raise ApiError(500, f"this context is damaged: {part.id or 'text'}.", "context_damaged") from error
 
+    async def _header(self, options: dict[str, Any]) -> ContextHeader:
+        """That of a context with these options, which are checked and resolved in it."""
+        key = tuple(options.values())
+        header = self._headers.get(key)
+        if header is None:
+            try:
+                header = (await self._thread.run(lambda: self._pipe.compress(b"", **options))).header
+            except ValueError as error:
+                raise ApiError(400, str(error), "invalid_option") from error
+            self._headers[key] = header
+            while len(self._headers) > _MOST_KEPT:
+                del self._headers[next(iter(self._headers))]
+        return header
+
     async def _compressed(self, text: str) -> CompressedContext:
         pipe = self._pipe
         ids = await asyncio.to_thread(pipe.processor.encoder_reader.read_plain, [text])
-        longest = (await self._thread.run(lambda: pipe.compress(b""))).header.segment_length
-        self._check_room(len(ids[0][0]) // longest)
+        self._check_room(len(ids[0][0]) // self.store.header.segment_length)
         return await self._thread.run(lambda: pipe.compress([text], dtype=torch.float32, batch_size=_BATCH))
 
     def _check_room(self, num_blocks: int) -> None:
@@ -228,7 +241,7 @@ class Contexts:
                 logger.error(f"compressing {context_id} failed: {describe_error(error)}")
                 error = ApiError(500, "compressing this text failed.", "server_error")
             self._failures[context_id] = error
-            while len(self._failures) > _MOST_FAILURES:
+            while len(self._failures) > _MOST_KEPT:
                 del self._failures[next(iter(self._failures))]
 
         job.future.add_done_callback(lambda _: loop.call_soon_threadsafe(end))
