@@ -137,21 +137,13 @@ def own_lines(caplog):
 
 def test_the_log_has_request_ids_and_no_text(start, random_pipe, http, caplog):
     live = start(random_pipe)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.enable_propagation()
-    try:
-        with caplog.at_level(logging.INFO):
-            answer = http(live).post(
-                "/v1/contexts", json={"text": "a secret text"}, headers={"x-request-id": "mine-1"}
-            )
-            http(live).post("/v1/chat/completions", json={"messages": ask("a secret question"), "max_tokens": 2})
-            http(live).post("/v1/chat/completions", json={"messages": "a secret mistake"})
-            http(live).get("/v1/a-secret-path", headers={"x-request-id": "no id\tat all"})
-            # A line is written when the client has its answer already.
-            wait_until(lambda: len(own_lines(caplog)) == 4)
-    finally:
-        transformers_logging.disable_propagation()
+    with caplog.at_level(logging.INFO):
+        answer = http(live).post("/v1/contexts", json={"text": "a secret text"}, headers={"x-request-id": "mine-1"})
+        http(live).post("/v1/chat/completions", json={"messages": ask("a secret question"), "max_tokens": 2})
+        http(live).post("/v1/chat/completions", json={"messages": "a secret mistake"})
+        http(live).get("/v1/a-secret-path", headers={"x-request-id": "no id\tat all"})
+        # A line is written when the client has its answer already.
+        wait_until(lambda: len(own_lines(caplog)) == 4)
     assert answer.headers["x-request-id"] == "mine-1"
     log = "\n".join(own_lines(caplog))
     assert re.search(r"^mine-1 POST /v1/contexts 201 [\d.]+ s$", log, flags=re.MULTILINE)

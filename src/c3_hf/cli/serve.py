@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import re
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
 
     import uvicorn
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from c3_hf.pipeline import C3Pipeline
     from c3_hf.serving.app import create_app
@@ -87,8 +88,12 @@ def run(args: argparse.Namespace) -> int:
         max_batch=args.max_batch,
         seconds=args.time_limit,
     )
-    logging.set_verbosity_info()
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("c3_hf.serving")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.model_dtype)
     pipe.name = args.name or pipe.name
     store = ContextStore(args.store, pipe.compress(b"").header, sizes["store_size"])
