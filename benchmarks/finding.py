@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from c3_hf.data.mixture import cut_to_tokens
-from c3_hf.data.schema import TrainingExample
+from c3_hf.data.records import TrainingExample
+from c3_hf.data.samples import cut_to_tokens
 from c3_hf.data.tasks import answer, find, retrieval_questions
 
 

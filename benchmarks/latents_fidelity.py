@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from c3_hf.evaluation.metrics.char_precision import char_precision
+from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.latents import compress
 from c3_hf.latents.fidelity import Calibration, SegmentFidelity, expected_precision
 from c3_hf.latents.restoring import Restorer, batches_by_length, context_batch, decode_tokens, generation_budget

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from c3_hf import tiny_model_path
-from c3_hf.latents.fingerprints import fingerprint_model
+from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
 
 from . import shapes
 from .record import Record, environment
@@ -36,12 +36,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parsed.add_argument("--batch-size", type=int, default=64)
     parsed.add_argument("--limit", type=int, help="texts of each kind; default: all")
     parsed.add_argument("--seed", type=int, default=0)
+    parsed.add_argument("--allow-changes", action="store_true", help="record from a checkout with changes")
     parsed.add_argument("--output", type=Path, default=RESULTS, help="folder of the record")
     return parsed
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Model and processor."""
+    """Model and processor; before they are loaded, the commit that the record will name."""
+    options.commit = clean_commit(options.allow_changes)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     return model.to(options.device).eval(), AutoProcessor.from_pretrained(options.model)
 
@@ -72,10 +74,10 @@ def write_record(
     name: str, options: argparse.Namespace, model: Any, started: float, measurements: list[dict[str, Any]], **more: Any
 ) -> Path:
     """Write the record and say where."""
-    ignored = {"data", "output", "model", "name", "plot", "child", "resume"}
+    ignored = {"data", "output", "model", "name", "plot", "child", "resume", "allow_changes", "commit"}
     settings = {key: value for key, value in vars(options).items() if key not in ignored}
     described = shapes.describe("tiny", model)
-    described.update(name=options.name, weights=fingerprint_model(model))
+    described.update(name=options.name, weights=weights_fingerprint(model))
     path = Record(
         benchmark=name,
         command=f"python -m benchmarks.{name} --data DATA",
@@ -85,6 +87,7 @@ def write_record(
         floors={},
         measurements=measurements,
         seconds=time.perf_counter() - started,
+        commit=options.commit,
     ).write(options.output)
     print(f"{time.strftime('%H:%M:%S')} {path.name}", file=sys.stderr)
     return path

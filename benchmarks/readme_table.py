@@ -26,10 +26,10 @@ def main() -> None:
 
 
 def table(summaries: dict[str, dict[str, Any]]) -> str:
-    """A line a task, mean character precision and the share of texts that came back exactly."""
+    """A line a task: ratio and characters a latent, mean character precision and how many texts came back exactly."""
     lines = [
-        "| text | texts | ratio | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|---|---|" + "---|" * len(COLUMNS),
+        "| text | texts | ratio | characters a latent | " + " | ".join(COLUMNS.values()) + " |",
+        "|---|---|---|---|" + "---|" * len(COLUMNS),
     ]
     for task, groups in summaries["c3"].items():
         measured = groups["all"]
@@ -40,7 +40,9 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
             for summary in summaries.values()
         ]
         ratio = f"{measured['compression_ratio']:.1f}x"
-        lines.append(f"| {task.replace('_', ' ')} | {measured['items']} | {ratio} | " + " | ".join(cells) + " |")
+        characters = f"{measured['characters_a_slot']:.1f}"
+        head = [task.replace("_", " "), str(measured["items"]), ratio, characters]
+        lines.append("| " + " | ".join([*head, *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -6,24 +6,22 @@ import ctypes
 import dataclasses
 import datetime
 import gc
-import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import c3_hf
+from c3_hf.evaluation import provenance
+from c3_hf.files import write_json
 
 
-SCHEMA = 1
-ROOT = Path(__file__).parents[1]
+SCHEMA = 2
+ROOT = provenance.ROOT
 
 
 def synchronize(device: torch.device) -> None:
@@ -97,11 +95,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     else:
         device_name, device_memory = _processor_name(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "c3_hf": c3_hf.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
+        **provenance.environment(),
         "device": device.type,
         "device_name": device_name,
         "device_memory_bytes": device_memory,
@@ -117,20 +111,6 @@ def _processor_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def commit() -> dict[str, Any]:
-    """The commit the code is at, and whether the code that is measured differs from it; `None` without a checkout."""
-    if not (ROOT / ".git").exists():
-        return {"hash": None, "changed": None}
-    return {
-        "hash": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks/*.py")),
-    }
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
 @dataclasses.dataclass
 class Record:
     """One benchmark on one model.
@@ -142,6 +122,8 @@ class Record:
         settings: sizes, repeats and the seed.
         floors: measured rates of the machine: `matmul_flops_per_s`, `copy_bytes_per_s` (read plus written).
         measurements: a list of rows; times in seconds, each with median, min, max and repeats.
+        seconds: how long it took.
+        commit: what `provenance.clean_commit` said before it began.
     """
 
     benchmark: str
@@ -152,7 +134,7 @@ class Record:
     floors: dict[str, float]
     measurements: list[dict[str, Any]]
     seconds: float
-    commit: dict[str, Any] = dataclasses.field(default_factory=commit)
+    commit: str | None
     date: str = dataclasses.field(
         default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     )
@@ -162,7 +144,5 @@ class Record:
         """Write `BENCHMARK.MODEL.DEVICE.json`; an older record of that name is replaced."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.benchmark}.{self.model['name']}.{self.environment['device']}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, dataclasses.asdict(self))
         return path

@@ -20,9 +20,11 @@ import torch
 from tqdm import tqdm
 
 import c3_hf
-from c3_hf.data.mixture import cut_to_tokens
-from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
-from c3_hf.evaluation.metrics.char_precision import char_precision
+from c3_hf.data.samples import cut_to_tokens
+from c3_hf.evaluation.metrics.characters import char_precision
+from c3_hf.evaluation.metrics.tokens import accuracy_by_position
+from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
+from c3_hf.files import write_json
 from c3_hf.latents.restoring import restore_texts
 
 from .finding import measure_questions, measure_sentences
@@ -150,7 +152,9 @@ def main() -> None:
     parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
     parser.add_argument("--limit", type=int, help=f"most items of a kind above {LONG}x (default: all)")
     parser.add_argument("--questions", type=int, default=200, help="generated questions to ask (default: 200)")
+    parser.add_argument("--allow-changes", action="store_true", help="record from a checkout with changes")
     arguments = parser.parse_args()
+    commit = clean_commit(arguments.allow_changes)
     model = c3_hf.C3ForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     processor = c3_hf.C3Processor.from_pretrained(arguments.model)
     items = list(held_out_items(arguments.data_dir, processor, arguments.ratios, arguments.limit))
@@ -158,9 +162,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     with open(arguments.output / "items.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    weights = Path(arguments.model) / "model.safetensors"
     summary = {
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "commit": commit,
+        "weights": weights_fingerprint(model),
         "dtype": "float32",
         "decoding": "greedy, one block of latents a text",
         "restoring": summarise(rows),
@@ -172,7 +176,7 @@ def main() -> None:
         ],
         "environment": environment(torch.device("cpu")),
     }
-    (arguments.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.output / "summary.json", summary)
     draw(summary["restoring"], arguments.output / "curve.png")
     for row in summary["restoring"]:
         print(f"{row['kind']:24s} {row['ratio']:3d}x  n={row['num_items']:3d}  {row['char_precision']:.4f}")

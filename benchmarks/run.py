@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from c3_hf.evaluation.provenance import clean_commit
+
 from . import (
     against_full_text,
     against_hardware,
@@ -22,7 +24,7 @@ from . import (
     shapes,
     start_up,
 )
-from .record import Record, commit, environment
+from .record import Record, environment
 
 
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -50,6 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shape", choices=shapes.SCALES, action="append", help="instead of the suite's models")
     parser.add_argument("--benchmark", choices=BENCHMARKS, action="append", help="only these; default: all")
     parser.add_argument("--threads", type=int, help="threads on a CPU; default: torch's")
+    parser.add_argument("--allow-changes", action="store_true", help="record from a checkout with changes")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the records")
     return parser.parse_args(arguments)
 
@@ -65,9 +68,9 @@ def choose_device(name: str, suite: str) -> torch.device:
     return torch.device(name)
 
 
-def run_one(name: str, shape: str, setup: shapes.Setup, command: str) -> Record:
+def run_one(name: str, shape: str, setup: shapes.Setup, command: str, commit: str | None) -> Record:
     """Run one benchmark and wrap up what it measured."""
-    state, start = commit(), time.perf_counter()
+    start = time.perf_counter()
     machine = environment(setup.device)
     measurements = BENCHMARKS[name].run(setup)
     return Record(
@@ -83,12 +86,13 @@ def run_one(name: str, shape: str, setup: shapes.Setup, command: str) -> Record:
         floors=setup.rates,
         measurements=measurements,
         seconds=time.perf_counter() - start,
-        commit=state,
+        commit=commit,
     )
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
+    commit = clean_commit(options.allow_changes)
     suite = SUITES[options.suite]
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -103,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         for name in options.benchmark or BENCHMARKS:
             if name in NEED_PROCESSOR and processor is None:
                 continue
-            path = run_one(name, shape, setup, command).write(options.output)
+            path = run_one(name, shape, setup, command, commit).write(options.output)
             print(f"{time.strftime('%H:%M:%S')} {path.name}", file=sys.stderr)
     return 0
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from c3_hf import C3Config, C3ForConditionalGeneration, tiny_model_path
+from c3_hf.evaluation.provenance import weights_fingerprint
 from c3_hf.latents.decoding import generate_in_stretches
 
 
@@ -155,7 +156,7 @@ def describe(shape: str, model: PreTrainedModel) -> dict[str, Any]:
     """What a record says about the model."""
     return {
         "name": shape,
-        "weights": "trained" if shape == "tiny" else "random",
+        "weights": weights_fingerprint(model) if shape == "tiny" else "random",
         "encoder_parameters": sum(parameter.numel() for parameter in model.model.encoder.parameters()),
         "decoder_parameters": sum(parameter.numel() for parameter in model.model.language_model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),

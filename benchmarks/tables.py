@@ -53,8 +53,10 @@ def render(record: dict[str, Any]) -> str:
     model, machine = record["model"], record["environment"]
     sizes = " + ".join(f"{model[f'{half}_parameters'] / 1e6:,.0f} M" for half in ("encoder", "decoder"))
     rates = record["floors"]
+    # A word, or the fingerprint of trained ones.
+    weights = f"weights `{model['weights'][:8]}`" if len(model["weights"]) == 64 else f"{model['weights']} weights"
     origin = (
-        f"{sizes} parameters, {model['weights']} weights, {model['dtype']}, {machine['device_name']}, "
+        f"{sizes} parameters, {weights}, {model['dtype']}, {machine['device_name']}, "
         f"{machine['threads']} threads, torch {machine['torch']}, transformers {machine['transformers']}; matrix "
         f"product {rates['matmul_flops_per_s'] / 1e9:,.0f} GFLOP/s, copy {rates['copy_bytes_per_s'] / 1e9:,.1f} GB/s. "
         f"Record: [{record['file']}](../benchmarks/results/speed/{record['file']})."

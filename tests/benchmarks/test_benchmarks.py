@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import torch
 from benchmarks.record import measure, peak_memory, ratio, spread
 from benchmarks.shapes import SCALES, Setup, make_config
 
-from benchmarks import drafting, floors, restoring, run, shapes, tables
+from benchmarks import drafting, floors, latents_setup, report, restoring, run, shapes, tables
 from c3_hf import C3ForConditionalGeneration
+from c3_hf.evaluation.records import FinishedRun
 from factories import make_model, make_processor, sub_config
 
 
 CPU = torch.device("cpu")
 # Those that start no fresh process and need no trained model.
 AT_TOY_SIZE = ("against_original", "against_full_text", "against_hardware", "scaling")
+COMMIT = "0" * 40 + "+"
 RATES = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e9}
 
 
@@ -25,12 +28,13 @@ RATES = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e9}
 def folder(tmp_path_factory) -> Path:
     """What a GPU suite writes at toy size on the CPU."""
     folder = tmp_path_factory.mktemp("records")
-    arguments = ["--suite", "gpu", "--shape", "toy", "--device", "cpu", "--output", str(folder)]
+    arguments = ["--suite", "gpu", "--shape", "toy", "--device", "cpu", "--output", str(folder), "--allow-changes"]
     for name in AT_TOY_SIZE:
         arguments += ["--benchmark", name]
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(floors, "measure_rates", lambda device, dtype: RATES)
         monkeypatch.setattr(shapes, "ONE_ROUND", 64)
+        monkeypatch.setattr(run, "clean_commit", lambda allow_changes: COMMIT if allow_changes else None)
         assert run.main(arguments) == 0
     return folder
 
@@ -43,10 +47,8 @@ def records(folder) -> list[dict]:
 def test_a_suite_writes_complete_records(records, folder):
     assert [record["benchmark"] for record in records] == sorted(AT_TOY_SIZE)
     for record in records:
-        assert record["schema"] == 1
-        # A copy without git, as the continuous integration makes, has no commit to name.
-        is_checkout = (Path(__file__).parents[2] / ".git").exists()
-        assert (len(record["commit"]["hash"]) == 40) if is_checkout else (record["commit"]["hash"] is None)
+        assert record["schema"] == 2
+        assert record["commit"] == COMMIT
         assert record["command"].startswith("python -m benchmarks.run --suite gpu --shape toy")
         assert "--output" not in record["command"]
         assert record["environment"]["torch"] == str(torch.__version__)
@@ -61,6 +63,20 @@ def test_a_suite_writes_complete_records(records, folder):
     assert cells == [(16, 1, 4), (16, 2, 4), (32, 2, 4), (16, 2, 16)]
     assert [row["speedup"]["repeats"] for row in both["against_original"]] == [2, 2, 1, 2]
     assert all(row["prompt_tokens"]["latents"] < row["prompt_tokens"]["full"] for row in both["against_full_text"])
+
+
+def test_nothing_is_measured_from_a_checkout_with_changes(tmp_path, monkeypatch):
+    def refuse(allow_changes):
+        raise ValueError(f"changes, {allow_changes}")
+
+    for module in (run, latents_setup):
+        monkeypatch.setattr(module, "clean_commit", refuse)
+    with pytest.raises(ValueError, match="changes, False"):
+        run.main(["--shape", "toy", "--output", str(tmp_path)])
+    options = latents_setup.parser("").parse_args(["--data", str(tmp_path)])
+    with pytest.raises(ValueError, match="changes, False"):
+        latents_setup.load(options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tables_are_made_from_records(records):
@@ -148,3 +164,27 @@ def test_records_name_no_path_of_a_machine(repository):
     assert records
     path = re.compile(r"[\s\"='](/(?:home|root|tmp|var|opt|usr|mnt|work|data)/|[A-Z]:\\\\)")
     assert [record.name for record in records if path.search(record.read_text(encoding="utf-8"))] == []
+
+
+def test_the_published_report_counts_every_published_item_once(repository):
+    results = repository / "benchmarks" / "results" / "evaluation"
+    runs = {run.label: run for run in (FinishedRun.read(path.parent) for path in results.glob("*/config.json"))}
+    assert len(runs) >= 8
+    report = (results / "report" / "report.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in report.splitlines() if line.startswith("| ")]
+    counts = {row[1]: int(row[6]) for row in rows if len(row) == 12 and row[1] in runs}
+    assert counts == {label: len(run.records) for label, run in runs.items()}
+
+
+def test_one_command_makes_the_whole_published_report(repository, tmp_path, monkeypatch):
+    results = repository / "benchmarks" / "results" / "evaluation"
+    published = {path.parent.name: json.loads(path.read_text())["settings"] for path in results.glob("*/config.json")}
+    made = {}
+    monkeypatch.setattr(report, "run", lambda settings, data, output, changes: made.update({output.name: settings}))
+    monkeypatch.setattr(report, "write_report", lambda folders, output: output)
+    assert report.main(["--data-dir", str(tmp_path), "--output", str(tmp_path)]) == 0
+    for label, settings in made.items():
+        for name in ("tasks", "system", "limit", "cut", "hash_only"):
+            wanted = getattr(settings, name)
+            assert published[label][name] == (list(wanted) if name == "tasks" else wanted), (label, name)
+    assert made.keys() == published.keys()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from c3_hf.conversion.card import TRANSFORMERS_TEMPLATE_MARK, render_model_card, write_model_card
-from c3_hf.conversion.save_model import save_model
+from c3_hf.conversion.repository import save_model
 from factories import make_config, make_model
 
 
 def test_nothing_that_is_not_known():
     card = ModelCard(render_model_card(make_config(), "someone/a-c3"))
     assert (card.data.license, card.data.base_model) == (None, None)
-    assert "untrained" not in card.text
+    assert "Untrained" not in card.text
     assert 'from_pretrained("someone/a-c3", trust_remote_code=True)' in card.text
 
 
@@ -24,11 +25,13 @@ def test_what_is_known():
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_an_untrained_model_says_so(tmp_path, trained):
-    save_model(make_model(), None, tmp_path / "model", trained=trained)
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_an_untrained_model_says_so(tmp_path, bias):
+    model = make_model()
+    torch.nn.init.constant_(model.model.projector.bias, bias)
+    save_model(model, None, tmp_path / "model")
     text = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert ("This model is untrained" in text) is not trained
+    assert ("# model\n\n**Untrained:** its projector's bias is zero, as at the start." in text) is (bias == 0)
     assert text.count("# model\n") == 1
 
 

@@ -25,9 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from c3_hf.conversion import checkpoint, verification, weights
+from c3_hf.conversion import released as source_files
 from c3_hf.conversion import repository as repository_files
-from c3_hf.conversion import source as source_files
+from c3_hf.conversion import verification, weights
 from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 
@@ -240,6 +240,16 @@ def test_record_and_card_name_source_hashes_and_receipt(released, tmp_path):
     assert str(tmp_path) not in card.text + json.dumps(record)
 
 
+@pytest.mark.parametrize("card", [None, "# No metadata", "---\nlicense: [a, b]\n---\n", "---\nlicense: [\n---\n"])
+def test_a_licence_that_is_not_stated_is_not_made_up(released, tmp_path, card):
+    folder = released().write(tmp_path / "source")
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    convert(folder, tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.license is None
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8")).get("license") is None
+
+
 def test_files_are_readable_as_new_files_are(released, tmp_path):
     convert(released().write(tmp_path / "source"), tmp_path / "out")
     (tmp_path / "plain").write_text("", encoding="utf-8")
@@ -441,7 +451,7 @@ def test_absent_shards_and_files_are_named(released, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"names files that are absent: model-00002-of-00002\.safetensors"):
         convert(folder, tmp_path / "out")
     (folder / "llm1" / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"llm1/config\.json is absent"):
+    with pytest.raises(FileNotFoundError, match=r"llm1/config\.json` is absent"):
         convert(folder, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="is no folder, and no Hub id"):
         convert(tmp_path / "nowhere", tmp_path / "out")
@@ -454,6 +464,117 @@ def test_an_index_that_contradicts_its_files_is_named(released, tmp_path):
     index["weight_map"]["model.ghost.weight"] = "model-00001-of-00002.safetensors"
     path.write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(ValueError, match=r"disagree about 1 tensors: model\.ghost\.weight"):
+        convert(folder, tmp_path / "out")
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+# What an index may hold in place of the file of each tensor, and what the message says of it.
+BAD_INDEXES = {
+    "none": ("{}", "`weight_map` is None"),
+    "null": ('{"weight_map": null}', "`weight_map` is None"),
+    "empty": ('{"weight_map": {}}', r"`weight_map` is \{\}"),
+    "list": ('{"weight_map": ["a"]}', r"`weight_map` is \['a'\]"),
+    "no object": ("[1]", "holds a JSON list, expected an object"),
+    "null in it": ('{"weight_map": {"model.norm.weight": null}}', r"gives None for model\.norm\.weight"),
+    "number in it": ('{"weight_map": {"model.norm.weight": 7}}', r"gives 7 for model\.norm\.weight"),
+    "list in it": ('{"weight_map": {"model.norm.weight": ["a"]}}', r"gives \['a'\] for model\.norm\.weight"),
+    "no name": ('{"weight_map": {"model.norm.weight": ""}}', r"gives '' for model\.norm\.weight"),
+    "other folder": (
+        '{"weight_map": {"model.norm.weight": "../other/model.safetensors"}}',
+        r"gives '\.\./other/model\.safetensors' for model\.norm\.weight",
+    ),
+    "nested": ('{"weight_map": ' + DEEP + "}", "is JSON nested too deep"),
+    "cut short": ('{"weight_map": {"model', "is not JSON"),
+}
+
+
+@pytest.mark.parametrize("half", ["main", "llm1"])
+def test_a_damaged_index_is_named_with_its_entry(released, tmp_path, half):
+    folder = released().write(tmp_path / "main", main_shards=2, encoder_shards=2)
+    index = (folder if half == "main" else folder / half) / "model.safetensors.index.json"
+    for content, message in BAD_INDEXES.values():
+        index.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"(?s){half}/model\.safetensors\.index\.json.*{message}"):
+            convert(folder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+WHOLE = "expected a whole number from 1 to"
+BAD_ENTRIES = {
+    "num_attention_heads": [(0, WHOLE), (-2, WHOLE), (None, "absent"), (3, "does not divide `hidden_size`")],
+    "num_key_value_heads": [(0, WHOLE), ([], WHOLE), (3, r"2, no multiple of `num_key_value_heads` \(3\)")],
+    "num_hidden_layers": [(100_000, "weights hold 2 layers"), (10**30, WHOLE), (True, WHOLE), ("2", WHOLE)],
+    "hidden_size": [("16", WHOLE), (16.0, WHOLE), (0, WHOLE), ({"a": 1}, WHOLE)],
+    "vocab_size": [(-1, WHOLE), (10**12, WHOLE)],
+    "intermediate_size": [("x" * 1000, WHOLE), (10**15, WHOLE)],
+    "max_position_embeddings": [(0, WHOLE), ("512", WHOLE)],
+    "rms_norm_eps": [("small", "expected a positive number"), (0, "expected a positive number")],
+    "rope_theta": [(-1.0, "expected a positive number"), (float("nan"), "expected a positive number")],
+    "rope_scaling": [(5, "expected an object"), ({"rope_type": "none such"}, "an object whose type is default, ")],
+    "torch_dtype": [("int7", "expected one of float32"), (32, "expected one of float32")],
+    "pad_token_id": [("x", "expected a token id"), (10**9, "outside its vocabulary of"), (1.5, "a token id")],
+    "tie_word_embeddings": [("yes", "expected true or false")],
+    "hidden_act": [("none such", "expected an activation"), (3, "expected an activation")],
+    "eos_token_id": [("</s>", "expected a token id or a list"), ([None], "expected a token id or a list")],
+}
+
+
+@pytest.mark.parametrize("key", BAD_ENTRIES)
+def test_an_entry_that_cannot_be_is_named_with_its_file(released, tmp_path, key):
+    source = released()
+    for number, (value, message) in enumerate(BAD_ENTRIES[key]):
+        # One half after the other.
+        half, where = [("main_config", "config.json"), ("encoder_config", "llm1/config.json")][number % 2]
+        right = getattr(source, half).get(key)
+        getattr(source, half)[key] = value
+        folder = source.write(tmp_path / f"source-{number}")
+        with pytest.raises(ValueError, match=message) as caught:
+            convert(folder, tmp_path / "out")
+        getattr(source, half)[key] = right
+        for words in (str(folder), where, key):
+            assert words in str(caught.value)
+        assert len(str(caught.value)) < 1000
+        assert not (tmp_path / "out").exists()
+
+
+def test_entries_that_say_nothing_of_the_model_are_no_work(released, tmp_path):
+    source = released()
+    for config in (source.main_config, source.encoder_config):
+        config |= {"num_labels": 10**12, "id2label": [1], "architectures": 3, "quantization_config": "x"}
+    convert(source.write(tmp_path / "source"), tmp_path / "out")
+    assert "num_labels" not in (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("latent_token_len", 0), ("latent_token_len", True), ("im_patch_token", -1)]
+)
+def test_the_numbers_of_c3_itself_are_looked_at_too(released, tmp_path, key, value):
+    source = released(**{key: value})
+    with pytest.raises(ValueError, match=rf"`{key}` in config\.json is {value}, expected"):
+        convert(source.write(tmp_path / "source"), tmp_path / "out")
+
+
+UNREADABLE = [b'{"a": "\xe9"}', b"\xff\xfe{\x00", DEEP.encode(), b"", b'{"a": ' + b"1" * 5000 + b"}"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "llm1/config.json"])
+def test_a_config_that_cannot_be_read_is_named(released, tmp_path, name):
+    folder = released().write(tmp_path / "source")
+    for content in UNREADABLE:
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"source/{name}` is (not JSON|not UTF-8|JSON nested too deep)"):
+            convert(folder, tmp_path / "out")
+
+
+def test_a_damaged_tokenizer_is_named(released, tmp_path):
+    source = released()
+    source.tiktoken = "caf\u00e9 0\n" + source.tiktoken
+    with pytest.raises(ValueError, match=r"qwen\.tiktoken, line 1: expected '<base64> <rank>'"):
+        convert(source.write(tmp_path / "source"), tmp_path / "out")
+    source.tiktoken = None
+    folder = source.write(tmp_path / "fast")
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"fast/tokenizer\.json` is not JSON"):
         convert(folder, tmp_path / "out")
 
 
@@ -483,7 +604,7 @@ def test_quantised_types_are_refused(released, tmp_path):
 def test_a_config_that_is_no_json_is_named(released, tmp_path):
     folder = released().write(tmp_path / "source")
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON file"):
+    with pytest.raises(ValueError, match=r"config\.json` is not JSON"):
         convert(folder, tmp_path / "out")
     (folder / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds a JSON list, expected an object"):
@@ -517,7 +638,7 @@ def test_a_failure_half_way_leaves_nothing(released, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["weights.write_shards", "verify_forward", "write_card"])
+@pytest.mark.parametrize("victim", ["weights.write_shards", "verify_forward", "write_converted_card"])
 def test_after_a_kill_there_is_nothing_to_load(released, tmp_path, victim, repository):
     folder = released().write(tmp_path / "source")
     script = f"""
@@ -553,7 +674,7 @@ def test_verification_notices_a_changed_tensor(released, tmp_path):
     source = released()
     folder = source.write(tmp_path / "source")
     convert(folder, tmp_path / "out")
-    tensors = {tensor.name: tensor for tensor in checkpoint.list_tensors(tmp_path / "out")}
+    tensors = {tensor.name: tensor for tensor in weights.list_tensors(tmp_path / "out")}
     digests = weights.scan_weights(tensors)
     path = tmp_path / "out" / "model.safetensors"
     changed = load_file(path)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from c3_hf.conversion.configs import write_released_configs
 from c3_hf.conversion.convert_c3_to_hf import convert
 from c3_hf.conversion.export import export
-from c3_hf.conversion.new_model import make_model
-from c3_hf.conversion.save_model import save_model
+from c3_hf.conversion.new_model import from_encoder_decoder_pretrained as make_model
+from c3_hf.conversion.repository import save_model
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.prompt_c3 import ESCAPE
@@ -171,3 +171,14 @@ def test_halves_of_other_families_export_too(pairs, tmp_path):
         with torch.inference_mode():
             expected = half(input_ids=ids).last_hidden_state
             torch.testing.assert_close(stock.model(input_ids=ids).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("layout", ["original", "decoder"])
+def test_latents_with_a_stride_have_no_place_in_a_stock_decoder(released, tmp_path, layout):
+    folder = tmp_path / "model"
+    convert(released().write(tmp_path / "source"), folder)
+    config = read(folder / "config.json")
+    (folder / "config.json").write_text(json.dumps({**config, "latent_stride": 4}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"`layout` '{layout}' cannot hold this model: its latents keep the positions"):
+        export(folder, tmp_path / "out", layout)
+    assert export(folder, tmp_path / "encoder", "encoder")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -15,11 +17,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from c3_hf.conversion import marker_tokens
-from c3_hf.conversion.change_model import replace_halves, resize_latents
+from c3_hf.cli import main
+from c3_hf.conversion import new_model as marker_tokens
 from c3_hf.conversion.export import export
-from c3_hf.conversion.new_model import make_model
-from c3_hf.conversion.save_model import load_model, save_model
+from c3_hf.conversion.new_model import from_encoder_decoder_pretrained as make_model
+from c3_hf.conversion.new_model import replace_halves, resize_latents
+from c3_hf.conversion.repository import load_model, save_model
 
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text")
@@ -209,3 +212,67 @@ def test_halves_of_another_shape_are_refused(existing, pairs):
     model, _ = load_model(existing)
     with pytest.raises(ValueError, match="`encoder` is not shaped like the encoder it replaces"):
         replace_halves(model, encoder=pairs("qwen2"))
+
+
+def bend(folder, copy, **entries):
+    """A copy of a model folder with other entries in its config.json."""
+    shutil.copytree(folder, copy)
+    fields = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps({**fields, **entries}), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"num_attention_heads": 0}, r"config\.json: transformers cannot build a model of these entries"),
+        (
+            {"num_hidden_layers": 100_000},
+            "`num_hidden_layers` in config.json is 100000, but its weights hold 2",
+        ),
+        ({"hidden_size": "wide"}, r"config\.json: transformers cannot build a model of these entries"),
+    ],
+)
+def test_a_half_whose_config_cannot_be_is_named(pairs, tmp_path, entries, message):
+    whole = pairs("llama")
+    bent = bend(whole, tmp_path / "bent", **entries)
+    for encoder, decoder in ((bent, whole), (whole, bent)):
+        with pytest.raises(ValueError, match=message) as caught:
+            make_model(encoder, decoder, 2)
+        assert "bent" in str(caught.value)
+
+
+def test_a_c3_model_whose_config_cannot_be_is_named(pairs, tmp_path):
+    made = make_model(pairs("llama"), pairs("llama"), 2)
+    save_model(made.model, made.processor, tmp_path / "ours")
+    for number, (half, entries, message) in enumerate(
+        [
+            ("text_config", {"num_attention_heads": 0}, r"config\.json: transformers cannot build"),
+            ("encoder_config", {"num_hidden_layers": 100_000}, r"`encoder_config` of config\.json is 100000, but its"),
+            (None, {"model_type": "gpt2"}, r"`model_type` is 'gpt2', expected 'c3'"),
+            (
+                None,
+                {"num_latents": 0},
+                r"config\.json: .*`num_latents` must be a positive int",
+            ),
+        ]
+    ):
+        fields = json.loads((tmp_path / "ours" / "config.json").read_text(encoding="utf-8"))
+        changed = {half: {**fields[half], **entries}} if half else entries
+        bent = bend(tmp_path / "ours", tmp_path / f"bent-{number}", **changed)
+        for use in (load_model, lambda folder: export(folder, tmp_path / "out", "decoder")):
+            with pytest.raises(ValueError, match=message) as caught:
+                use(bent)
+            assert str(bent) in str(caught.value)
+
+
+def test_the_card_of_a_new_model_says_that_it_is_untrained_and_no_licence(pairs, tmp_path):
+    half = str(pairs("llama"))
+    assert main(["new", str(tmp_path / "made"), "--encoder", half, "--decoder", half, "--num-latents", "2"]) == 0
+    assert main(["new", str(tmp_path / "longer"), "--from", str(tmp_path / "made"), "--num-latents", "3"]) == 0
+    save_model(*load_model(tmp_path / "made"), tmp_path / "other")
+    made, longer, other = (ModelCard.load(tmp_path / name / "README.md") for name in ("made", "longer", "other"))
+    assert "# made\n\n**Untrained:** its latent queries and its projector are drawn at random." in made.text
+    assert "its latent queries were changed (2 of 2 queries kept, 0 dropped, 1 drawn anew)." in longer.text
+    assert "**Untrained:** its projector's bias is zero, as at the start." in other.text
+    assert [card.data.license for card in (made, longer, other)] == [None] * 3

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from c3_hf.conversion import key_table
-from c3_hf.conversion.checkpoint import StoredTensor, list_tensors, read_header, write_file
+from c3_hf.conversion import plan as key_table
 from c3_hf.conversion.plan import plan_conversion
+from c3_hf.conversion.weights import StoredTensor, list_tensors, read_header, write_file
 from c3_hf.modeling.configuration_c3 import C3Config
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import factories
 from c3_hf import C3Processor
-from c3_hf.data.sources import TrainingFile
+from c3_hf.data.records import TrainingFile
 
 
 PROSE = (

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import factories
 from c3_hf import C3Processor
 from c3_hf.data.collator import OUTCOMES, C3DataCollator
 from c3_hf.data.lengths import SampleKey
-from c3_hf.data.mixture import Sample
-from c3_hf.data.schema import parse_record
+from c3_hf.data.records import parse_record
+from c3_hf.data.samples import Sample
 from c3_hf.data.tasks import TASKS
 
 
@@ -224,3 +225,46 @@ def test_the_originals_label_defects_are_fixed(shared_dir, real_processor):
 def test_without_noise_keeps_the_rest(processor):
     collator = C3DataCollator(processor, token_noise=0.5, teacher_inputs=True, max_prompt_tokens=77)
     assert collator.without_noise() == dataclasses.replace(collator, token_noise=0.0, teacher_inputs=False)
+
+
+RECORD = {
+    "messages": [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "This one."}],
+    "contexts": ["first", "second one"],
+}
+
+
+def test_a_batch_of_records_is_what_forward_takes(processor):
+    plain = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    batch = C3DataCollator(processor)([RECORD, plain])
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "context_input_ids", "context_attention_mask"}
+    assert batch["context_attention_mask"].sum(-1).tolist() == [[5, 10], [0, 0]]
+    assert labels_of(batch, 0) == [*processor.tokenize_context("This one."), IM_END]
+    assert labels_of(batch, 1) == [*processor.tokenize_context("Hello"), IM_END]
+    model = factories.make_model().train()
+    model(**batch).loss.backward()
+    assert model.model.encoder.embed_tokens.weight.grad.any()
+
+
+def test_records_that_cannot_be_collated(processor):
+    with pytest.raises(ValueError, match="needs `messages` or `conversations`, got the plain text 'just text'"):
+        C3DataCollator(processor)([{"text": "just text"}])
+    with pytest.raises(ValueError, match=r"`token_noise` \(0.5\) and `teacher_inputs` \(False\) are for samples"):
+        C3DataCollator(processor, token_noise=0.5)([RECORD])
+
+
+def test_records_that_are_cut_are_named_once(processor, caplog):
+    with caplog.at_level("WARNING"):
+        batch = C3DataCollator(processor, max_context_tokens=7)([RECORD])
+    assert "Examples are longer than `max_context_tokens`, 7: they are cut and carry no loss" in caplog.text
+    assert labels_of(batch) == []
+
+
+def test_the_model_reads_on_where_a_prompt_was_cut(processor):
+    # The cut example has lost its context, and with it both markers, while another row still has its own.
+    collator = C3DataCollator(processor, max_prompt_tokens=100)
+    batch = collator([restore("x" * 300), restore("short")])
+    inputs = {name: value for name, value in batch.items() if name != "outcome_counts"}
+    labels = inputs.pop("labels")
+    logits = factories.make_model().train()(**inputs).logits
+    assert torch.isfinite(logits).all()
+    assert (labels[0] == -100).all()

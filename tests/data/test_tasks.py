@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from c3_hf import C3Processor, tiny_model_path
-from c3_hf.data.synthetic import TEXT_KINDS, Draw
-from c3_hf.data.tasks import FACT_TOKENS, FIND_PROMPT, TASKS, retrieval_questions, saved_prompts
+from c3_hf.data.tasks import FACT_TOKENS, FIND_PROMPT, TASKS, TEXT_KINDS, Draw, retrieval_questions, saved_prompts
 
 
 FACT = re.compile(r"The (?:access code|number of crates|keeper) o[nf] the \w+ (?:at|to) \w+ is [\w ]+\. ")

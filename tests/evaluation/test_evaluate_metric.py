@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 import c3_hf.evaluation.evaluate_metric as module
-from c3_hf.evaluation.metrics.char_precision import char_precision
+from c3_hf.evaluation.metrics.characters import char_precision
 
 
 PAIRS = {"predictions": ["The lamp", "好的"], "references": ["The lamp went", "好的"]}

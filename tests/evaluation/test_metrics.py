@@ -12,23 +12,21 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
 from c3_hf.evaluation import catalogue
-from c3_hf.evaluation.metrics.accuracy_by_position import accuracy_by_position
-from c3_hf.evaluation.metrics.answer_f1 import answer_f1
-from c3_hf.evaluation.metrics.best_subspan_match import best_subspan_match
-from c3_hf.evaluation.metrics.bleu import bleu
-from c3_hf.evaluation.metrics.char_precision import char_precision
-from c3_hf.evaluation.metrics.character_error_rate import character_error_rate
-from c3_hf.evaluation.metrics.contains_answer import contains_answer
-from c3_hf.evaluation.metrics.exact_match import exact_match
-from c3_hf.evaluation.metrics.first_error_position import first_error_position
+from c3_hf.evaluation.catalogue import score, score_restoration
+from c3_hf.evaluation.metrics.answers import answer_f1, best_subspan_match, contains_answer
+from c3_hf.evaluation.metrics.characters import (
+    char_precision,
+    character_error_rate,
+    exact_match,
+    first_error_position,
+    length_ratio,
+)
 from c3_hf.evaluation.metrics.fox import fox, wordnet_available
-from c3_hf.evaluation.metrics.length_ratio import length_ratio
-from c3_hf.evaluation.metrics.rouge_l import rouge_l
-from c3_hf.evaluation.metrics.token_accuracy import token_accuracy
-from c3_hf.evaluation.scoring import score, score_restoration
+from c3_hf.evaluation.metrics.tokens import accuracy_by_position, token_accuracy
+from c3_hf.evaluation.metrics.words import bleu, rouge_l
 
 
-TEXT_METRICS = [name for name in catalogue.names("metrics") if catalogue.find("metrics", name).INFO.inputs == "text"]
+TEXT_METRICS = [name for name in catalogue.names("metrics") if catalogue.find("metrics", name).inputs == "text"]
 ENGLISH = "The ferry to Porto carries exactly 4803 crates of tea, and the keeper counts them twice."
 CHINESE = "开往泉州的渡船载着箱茶叶，守门人把它们数了两遍。"
 NFC, NFD = unicodedata.normalize("NFC", "café Åre"), unicodedata.normalize("NFD", "café Åre")
@@ -36,10 +34,10 @@ NFC, NFD = unicodedata.normalize("NFC", "café Åre"), unicodedata.normalize("NF
 
 def results(name, prediction, reference):
     """The values of one metric as a dictionary, each with the best value it can have."""
-    module = catalogue.find("metrics", name)
-    value = getattr(module, name)(prediction, reference)
+    metric = catalogue.find("metrics", name)
+    value = metric.function(prediction, reference)
     named = value if isinstance(value, dict) else {name: value}
-    return {key: (number, 0.0 if key == "fox_edit_dist" else module.INFO.best) for key, number in named.items()}
+    return {key: (number, 0.0 if key == "fox_edit_dist" else metric.best) for key, number in named.items()}
 
 
 @pytest.mark.parametrize("name", TEXT_METRICS)
@@ -62,7 +60,7 @@ def test_empty_prediction_and_empty_reference_have_a_value_that_is_not_the_best(
 @settings(max_examples=60)
 @given(prediction=st.text(max_size=40), reference=st.text(max_size=40))
 def test_values_stay_in_the_declared_range(name, prediction, reference):
-    info = catalogue.find("metrics", name).INFO
+    info = catalogue.find("metrics", name)
     for key, (value, _) in results(name, prediction, reference).items():
         assert info.low <= value, key
         assert info.high is None or value <= info.high, key
@@ -70,7 +68,7 @@ def test_values_stay_in_the_declared_range(name, prediction, reference):
 
 @pytest.mark.parametrize("name", catalogue.names("metrics"))
 def test_metric_states_its_source_and_its_best_value_lies_in_its_range(name):
-    info = catalogue.find("metrics", name).INFO
+    info = catalogue.find("metrics", name)
     assert len(info.source) > 20
     assert info.low <= info.best <= (info.best if info.high is None else info.high)
 
@@ -255,11 +253,11 @@ def test_a_page_is_scored_in_milliseconds():
     scored = {}
     score("text", " ".join(damaged), " ".join(page))
     for name in catalogue.names("metrics"):
-        module = catalogue.find("metrics", name)
-        if module.INFO.inputs != "answer":
-            pair = (" ".join(damaged), " ".join(page)) if module.INFO.inputs == "text" else (damaged, page)
+        metric = catalogue.find("metrics", name)
+        if metric.inputs != "answer":
+            pair = (" ".join(damaged), " ".join(page)) if metric.inputs == "text" else (damaged, page)
             begin = time.process_time()
-            getattr(module, name)(*pair)
+            metric.function(*pair)
             scored[name] = time.process_time() - begin
     # Plain loops over both texts take ten seconds and more: the bound tells them on any machine.
     assert max(scored.values()) < 2, scored
@@ -267,9 +265,9 @@ def test_a_page_is_scored_in_milliseconds():
 
 def test_scoring_a_restoration_gives_every_text_and_token_metric():
     values = score_restoration("a b", "a b c", encode=lambda text: [ord(character) for character in text])
-    expected = {
-        name for name in catalogue.names("metrics") if catalogue.find("metrics", name).INFO.inputs != "answer"
-    } - {"fox"}
+    expected = {name for name in catalogue.names("metrics") if catalogue.find("metrics", name).inputs != "answer"} - {
+        "fox"
+    }
     assert expected < set(values)
     assert {"fox_precision", "fox_recall", "fox_f_measure", "fox_bleu", "fox_edit_dist"} < set(values)
 

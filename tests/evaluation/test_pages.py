@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import factories
-from c3_hf.evaluation.checkpoint import load_meter
-from c3_hf.evaluation.interface import SystemSettings
-from c3_hf.evaluation.pages import MARGIN, PageTooSmall, draw_page, wrap
+from c3_hf.evaluation.system import SystemSettings, load_meter
 from c3_hf.evaluation.systems import deepseek_ocr
+from c3_hf.evaluation.systems.deepseek_ocr import MARGIN, PageTooSmall, draw_page, wrap
 
 
 def ink(page):

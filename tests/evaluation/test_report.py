@@ -2,26 +2,43 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from c3_hf.cli import main
-from c3_hf.evaluation.finished import FinishedRun, table, with_interval
+from c3_hf.evaluation.catalogue import score_answer, score_restoration
+from c3_hf.evaluation.items import RestoreItem
 from c3_hf.evaluation.receipts import difference, receipts_page, worst_items
-from c3_hf.evaluation.report import write_report
-from c3_hf.evaluation.run_files import write_json
-from c3_hf.evaluation.scoring import score_answer, score_restoration
-from c3_hf.evaluation.summary import bootstrap_interval, mean_of
+from c3_hf.evaluation.records import FinishedRun, items_hash, make_record
+from c3_hf.evaluation.report import table, write_report
+from c3_hf.evaluation.summary import bootstrap_interval, grouped, mean_of, with_interval
+from c3_hf.files import write_json
 
 
 TEXT = "The lamp of the harbour went out before the last boat came in."
 
 
+ITEM = RestoreItem("1", "textbook", "en", "written", "", (TEXT,))
+METER = SimpleNamespace(encode=list, count=len)
+SYSTEM = SimpleNamespace(slots=lambda text: 4)
+
+
 def record(task, number, output, **labels):
     row = {"task": task, "id": f"{task}-{number}", "kind": "textbook", "lang": "en", "bin": "", "source": "written"}
-    row |= {"num_tokens": 64, "slots": 4, "refused": not output, "reference": TEXT, "output": output, "seconds": 0.5}
+    row |= {
+        "inputs_hash": "0" * 64,
+        "num_tokens": 64,
+        "num_characters": 100,
+        "slots": 4,
+        "refused": not output,
+        "reference": TEXT,
+        "output": output,
+        "seconds": 0.5,
+    }
     return {**row, "metrics": score_restoration(output, TEXT, lambda text: text.split()), **labels}
 
 
@@ -43,6 +60,10 @@ def runs(tmp_path_factory):
         (folder / label).mkdir()
         config = {
             "commit": "0" * 40,
+            "items": {
+                task: {"number": len(rows), "sha256": items_hash((row["id"], row["inputs_hash"]) for row in rows)}
+                for task, rows in grouped(records, lambda row: row["task"]).items()
+            },
             "settings": {"system": label, "model": "tiny", "limit": None, "cut": False},
             "weights": "a" * 64,
             "segment_tokens": 128,
@@ -92,6 +113,19 @@ def test_report_names_commit_weights_and_skipped_systems(report):
     assert "ocr, skipped: no weights" in rows
 
 
+def test_report_says_when_runs_are_not_of_one_measurement(runs, report, tmp_path):
+    assert "Not of one measurement" not in section(report, "Runs")
+    for label, changes in (("c3", {"commit": "1" * 40 + "+"}), ("truncation", {"weights": "b" * 64})):
+        shutil.copytree(runs / label, tmp_path / label)
+        config = json.loads((tmp_path / label / "config.json").read_text(encoding="utf-8"))
+        write_json(tmp_path / label / "config.json", {**config, **changes})
+    write_report([tmp_path / "c3", tmp_path / "truncation"], tmp_path / "report")
+    said = (
+        "**Not of one measurement:** these runs were made at 2 commits, 1 of them with changes that were not committed"
+    )
+    assert f"{said}, of 2 sets of weights." in section(tmp_path / "report", "Runs")
+
+
 def test_figure_1_has_published_and_measured_columns(report):
     row = next(line for line in section(report, "The paper's Fig. 1").splitlines() if line.startswith("| 1200-1300"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -105,8 +139,8 @@ def test_figure_1_has_published_and_measured_columns(report):
 def test_means_in_the_tables_are_those_of_the_records(report, runs):
     run = FinishedRun.read(runs / "c3")
     expected = with_interval(run.of("passages"), "char_precision")
-    assert f"| passages | c3 | 3, 1 too long | 16.0× | {expected}" in section(report, "Restoring")
-    assert "| needles_single | single | c3 | 2 | 16.0× | 0.50 [0.00, 1.00]" in section(report, "Questions")
+    assert f"| passages | c3 | 3, 1 too long | 16.0× | 25.0 | {expected}" in section(report, "Restoring")
+    assert "| needles_single | single | c3 | 2 | 16.0× | 25.0 | 0.50 [0.00, 1.00]" in section(report, "Questions")
 
 
 @pytest.mark.parametrize("name", ["figure_1.png", "ratio.png", "forgetting.png", "kinds.png"])
@@ -160,6 +194,14 @@ def test_difference_escapes_markup_and_shows_control_characters():
     page = receipts_page("<t>", [record("t", 0, "<script>alert(1)</script>", id="<i>")], 1)
     assert "<script>" not in page
     assert "<i>" not in page
+
+
+def test_a_text_that_came_back_whole_is_kept_once_and_shown_whole():
+    kept = make_record("t", ITEM, TEXT, SYSTEM, METER, False, None, 0.5)
+    assert kept["output"] is None
+    assert kept["metrics"]["exact_match"] == 1.0
+    assert f'<div class="text">{TEXT}</div>' in receipts_page("t", [kept], 1)
+    assert make_record("t", ITEM, TEXT[1:], SYSTEM, METER, False, None, 0.5)["output"] == TEXT[1:]
 
 
 def test_worst_items_leave_out_hashed_texts():

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from c3_hf.evaluation import catalogue
-from c3_hf.evaluation.checkpoint import load_meter
-from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
+from c3_hf.evaluation.system import SystemSettings, SystemUnavailable, load_meter
 from c3_hf.evaluation.systems import c3, deepseek_ocr, full_text, llmlingua2, mean_pool, truncation
 from c3_hf.latents.restoring import restore_texts
 
@@ -25,13 +24,13 @@ def settings(tiny_checkpoint):
 
 @pytest.mark.parametrize("name", OWN_DECODER)
 def test_batch_gives_what_single_texts_give(name, settings):
-    system = catalogue.find("systems", name).load(settings)
+    system = catalogue.find("systems", name)(settings)
     assert system.restore(TEXTS) == [system.restore([text])[0] for text in TEXTS]
 
 
 @pytest.mark.parametrize("name", OWN_DECODER)
 def test_answer_depends_on_the_contexts_alone(name, settings):
-    system = catalogue.find("systems", name).load(settings)
+    system = catalogue.find("systems", name)(settings)
     answer = system.answer(["The code is 11. " * 5, "Nothing here."], "Which code?")
     assert answer == system.answer(["The code is 11. " * 5, "Nothing here."], "Which code?")
     assert settings.meter.count(answer) <= 4 * 3
@@ -61,7 +60,7 @@ def test_c3_answer_sees_every_context(settings):
 
 @pytest.mark.parametrize("name", ["c3", "full_text"])
 def test_what_the_model_has_no_positions_for_is_refused(name, settings):
-    system = catalogue.find("systems", name).load(settings)
+    system = catalogue.find("systems", name)(settings)
     alone, refused = system.restore(["ab", "x" * 600])
     assert refused is None
     assert [alone] == system.restore(["ab"])

@@ -17,6 +17,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "c3_hf"
 MAY_IMPORT = {
     "files": set(),
     "modeling": set(),
+    "_auto_classes": {"modeling"},
     "conversion": {"modeling", "files"},
     "data": {"modeling", "files"},
     "latents": {"modeling", "files"},

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c3_hf.data.mixture import cut_to_tokens
-from c3_hf.evaluation.tokens import TokenMeter
+from c3_hf.data.samples import cut_to_tokens
+from c3_hf.evaluation.items import TokenMeter
 from c3_hf.latents.segmentation import Segment, TextReader, find_cut, iter_segments, iter_text, read_segment
 from factories import make_processor
 

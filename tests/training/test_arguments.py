@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from c3_hf.training.arguments import parse_recipe
-from c3_hf.training.train import make_curriculum, plan_batches
+from c3_hf.training.train import plan_lengths
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -13,15 +13,14 @@ RECIPES = sorted((REPOSITORY / "examples" / "recipes").rglob("*.yaml"))
 TRAINING_RECIPES = [path for path in RECIPES if "accelerate" not in path.parts]
 
 
-# transformers 5 has a new name for gradient checkpointing, which 4.57 does not know yet.
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", TRAINING_RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path, tmp_path):
     # Whether a GPU is there is not the recipe's business, so the parts that ask for one are switched off.
     overrides = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     model_args, data_args, args = parse_recipe(path, overrides)
-    batches = plan_batches(data_args, args)
-    make_curriculum(data_args, args, batches.schedule)
+    batches, curriculum = plan_lengths(data_args, args)
+    assert len(batches) == args.max_steps * args.gradient_accumulation_steps
+    assert (curriculum is None) == (data_args.curriculum_accuracy is None)
     assert args.max_steps > 0
     assert data_args.train_files
     assert (model_args.model_name_or_path is None) == (model_args.text_config is not None)
@@ -49,6 +48,7 @@ def test_overrides(write_recipe, recipe):
         ({"long_share": -1}, "`long_share` must lie between 0 and 1, got -1"),
         ({"decoder_lr_ratio": 0}, "`decoder_lr_ratio` must be positive, got 0"),
         ({"distillation_weight": -1}, "`distillation_weight` must not be negative, got -1"),
+        ({"trained_dtype": "float16"}, "`trained_dtype` must be float32 or bfloat16, got 'float16'"),
         ({"max_steps": -1}, "`max_steps` must be positive, got -1"),
     ],
 )

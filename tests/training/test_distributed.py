@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from c3_hf import C3ForConditionalGeneration
-from c3_hf.training.checkpoints import complete_checkpoints
+from c3_hf.training.trainer import complete_checkpoints
 
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 import factories
 from c3_hf.data.collator import C3DataCollator
-from c3_hf.training.held_out import (
+from c3_hf.training.measures import (
     HeldOutFile,
     free_running_precision,
     parse_held_out_files,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from c3_hf.data.collator import OUTCOMES
-from c3_hf.training.meter import TrainingMeter
+from c3_hf.training.measures import TrainingMeter
 
 
 def test_entries_are_sums_since_the_last_ones():

@@ -12,7 +12,7 @@ from torch.nn import functional
 import factories
 from c3_hf.data.lengths import LengthSchedule
 from c3_hf.training.arguments import parse_recipe
-from c3_hf.training.readout import LatentReadout
+from c3_hf.training.losses import LatentReadout
 from c3_hf.training.train import train
 
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 import c3_hf
 from c3_hf import C3ForConditionalGeneration, C3Processor
 from c3_hf.training.arguments import PARTS, parse_recipe
-from c3_hf.training.checkpoints import STAGING_FOLDER, complete_checkpoints, publish_checkpoint
 from c3_hf.training.model import compile_layers, prepare_model
 from c3_hf.training.package import PACKAGE_FILES, package_checkpoint
 from c3_hf.training.train import main, train
+from c3_hf.training.trainer import STAGING_FOLDER, complete_checkpoints, publish_checkpoint
 
 
 @pytest.fixture
@@ -164,16 +164,14 @@ def test_distillation_pulls_towards_the_decoder_reading_the_text(run, recipe, tm
     assert not torch.equal(plain.model.lm_head.weight, distilled.model.lm_head.weight)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
-def test_gradient_checkpointing_changes_nothing(run, tmp_path):
+# Either name is taken with every transformers, and no warning is left over.
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointing_of_activations_changes_nothing(run, tmp_path, name):
     plain = run(output_dir=str(tmp_path / "plain"))
-    checkpointed = run(
-        output_dir=str(tmp_path / "checkpointed"),
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-    )
-    assert checkpointed.model.model.encoder.is_gradient_checkpointing
-    assert checkpointed.model.model.language_model.is_gradient_checkpointing
+    checkpointed = run(output_dir=str(tmp_path / "checkpointed"), **{name: True})
+    for half in (checkpointed.model.model.encoder, checkpointed.model.model.language_model):
+        assert half.layers[0].gradient_checkpointing
+        assert half.layers[0]._gradient_checkpointing_func.keywords == {"use_reentrant": False}
     assert_same(weights(plain.model), weights(checkpointed.model), rtol=1e-4, atol=1e-6)
 
 

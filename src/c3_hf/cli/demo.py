@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from c3_hf.evaluation.metrics.char_precision import char_precision
+    from c3_hf.evaluation.metrics.characters import char_precision
     from c3_hf.latents.compressor import default_segment_length
     from c3_hf.latents.restoring import restore_texts
     from c3_hf.latents.segmentation import iter_segments

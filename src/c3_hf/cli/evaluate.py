@@ -20,10 +20,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--model", help="a C3 model folder or Hub id (default: the bundled c3-tiny)")
     parser.add_argument("--system", default="c3", help="what is measured; a wrong name lists them (default: c3)")
-    parser.add_argument(
-        "--tasks", nargs="+", default=["all"], metavar="TASK", help="task names; a wrong one lists them (default: all)"
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data-dir", help="folder with the tasks' data files, searched to any depth")
+    data.add_argument(
+        "--data-file",
+        metavar="FILE",
+        help='texts of your own: a JSON Lines file with {"text": …} a line, or questions',
     )
-    parser.add_argument("--data-dir", required=True, help="folder with the data files, searched to any depth")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="with --data-dir: task names; a wrong one lists them (default: all)"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--limit", type=int, help="most texts or questions of a task, evenly spaced over it (default: all)"
@@ -48,6 +54,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="PATTERN",
         help="items whose id or source this regular expression finds are recorded with hashes in place of texts",
     )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="record from a checkout that differs from its commit (default: refuse, no one could get that code back)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,7 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
         check_device(arguments.device)
     if arguments.model is not None:
         check_model(arguments.model)
-    tasks = catalogue.names("tasks") if arguments.tasks == ["all"] else arguments.tasks
+    own = ("own_texts", "own_questions")
+    if arguments.data_file:
+        if arguments.tasks:
+            raise ValueError("`--tasks` goes with `--data-dir`: of a file of your own, every line is run.")
+        tasks = list(own)
+    elif arguments.tasks in (None, ["all"]):
+        tasks = [name for name in catalogue.names("tasks") if name not in own]
+    else:
+        tasks = arguments.tasks
     settings = RunSettings(
         model=arguments.model or tiny_model_path(),
         tasks=tuple(tasks),
@@ -75,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
             if name not in ("model", "tasks")
         },
     )
-    summary = run(settings, Path(arguments.data_dir), Path(arguments.output))
+    data = Path(arguments.data_file or arguments.data_dir)
+    summary = run(settings, data, Path(arguments.output), arguments.allow_changes)
     if summary.get("skipped"):
         print(f"{arguments.system} is skipped: {summary['skipped']}")
     for task, groups in summary.get("metrics", {}).items():
@@ -86,4 +106,5 @@ def run(arguments: argparse.Namespace) -> int:
 def _line(task: str, means: dict) -> str:
     shown = ("char_precision", "fox_precision", "exact_match", "best_subspan_match", "contains_answer")
     values = "  ".join(f"{name} {means[name]:.4f}" for name in shown if name in means)
-    return f"{task:16s} {means['items']:4d} items  {means['compression_ratio']:6.1f}x  {values}"
+    ratios = f"{means['compression_ratio']:6.1f}x, {means['characters_a_slot']:.1f} characters a slot"
+    return f"{task:16s} {means['items']:4d} items  {ratios}  {values}"

@@ -36,18 +36,18 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from c3_hf.conversion.save_model import save_model
+    from c3_hf.conversion.repository import save_model
 
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     if args.model is not None:
-        model, processor, notes = _change(args, dtype)
+        model, processor, notes, untrained = _change(args, dtype)
     elif args.encoder is None or args.decoder is None:
         raise ValueError("give `--encoder` and `--decoder`, or `--from` with what to change.")
     elif args.new_queries:
         raise ValueError("`--new-queries` goes with `--from`: a new model's queries are drawn anew in any case.")
     else:
-        model, processor, notes = _make(args, dtype)
-    save_model(model, processor, output, trained=args.model is not None and not args.new_queries)
+        model, processor, notes, untrained = _make(args, dtype)
+    save_model(model, processor, output, untrained)
     print(
         f"{args.output}: {model.config.num_latents} latents, {sum(p.numel() for p in model.parameters()):,} parameters"
     )
@@ -57,32 +57,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace, dtype: object) -> tuple:
-    from c3_hf.conversion.new_model import make_model
+    from c3_hf.conversion.new_model import from_encoder_decoder_pretrained
 
     num_latents = DEFAULT_NUM_LATENTS if args.num_latents is None else args.num_latents
-    made = make_model(args.encoder, args.decoder, num_latents, dtype=dtype, seed=args.seed)
+    made = from_encoder_decoder_pretrained(args.encoder, args.decoder, num_latents, dtype=dtype, seed=args.seed)
     vocabulary = (
         "one vocabulary: both tokenizers agree on ordinary text"
         if made.shared_vocabulary
         else "two vocabularies: contexts are read with the encoder's tokenizer, and cannot be written in line"
     )
-    return made.model, made.processor, [vocabulary, "queries and projector are new: train before use"]
+    notes = [vocabulary, "queries and projector are new: train before use"]
+    return made.model, made.processor, notes, "its latent queries and its projector are drawn at random"
 
 
 def _change(args: argparse.Namespace, dtype: object) -> tuple:
-    from c3_hf.conversion.change_model import replace_halves, resize_latents
-    from c3_hf.conversion.save_model import load_model
+    from c3_hf.conversion.new_model import replace_halves, resize_latents
+    from c3_hf.conversion.repository import load_model
 
     if args.num_latents is None and not args.new_queries and args.encoder is None and args.decoder is None:
         raise ValueError("`--from` needs something to change: `--num-latents`, `--new-queries`, a half, or several.")
     model, processor = load_model(args.model, dtype)
-    notes = []
+    notes, untrained = [], None
     if args.encoder is not None or args.decoder is not None:
         replace_halves(model, args.encoder, args.decoder)
         notes.append("weights replaced: " + ", ".join(n for n in ("encoder", "decoder") if getattr(args, n)))
     if args.num_latents is not None or args.new_queries:
         num_latents = model.config.num_latents if args.num_latents is None else args.num_latents
-        notes.append(resize_latents(model, num_latents, reinitialise=args.new_queries, seed=args.seed))
+        done = resize_latents(model, num_latents, reinitialise=args.new_queries, seed=args.seed)
+        notes.append(done)
+        untrained = f"its latent queries were changed ({done})"
         if processor is not None:
             processor.num_latents = num_latents
-    return model, processor, notes
+    return model, processor, notes, untrained

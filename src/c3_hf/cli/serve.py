@@ -89,11 +89,7 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.time_limit,
     )
     transformers_logging.disable_progress_bar()
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log = logging.getLogger("c3_hf.serving")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    _log_requests()
     pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.model_dtype)
     pipe.name = args.name or pipe.name
     store = ContextStore(args.store, pipe.compress(b"").header, sizes["store_size"])
@@ -126,6 +122,15 @@ def run(args: argparse.Namespace) -> int:
 
     asyncio.run(serve())
     return 0 if server.started else 1
+
+
+def _log_requests() -> None:
+    """Show the log of the server on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("c3_hf.serving")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def _size(name: str, text: str) -> int:

@@ -7,27 +7,12 @@ import json
 import torch
 from transformers import GenerationConfig, PretrainedConfig
 
-from c3_hf.conversion.plan import raise_problems
-from c3_hf.conversion.released_tokenizer import Vocabulary
-from c3_hf.conversion.source import ReleasedCheckpoint
+from c3_hf.conversion.plan import naming
+from c3_hf.conversion.released import ReleasedCheckpoint, Vocabulary, find_contradictions
+from c3_hf.conversion.weights import raise_problems
 from c3_hf.modeling.configuration_c3 import C3Config
 
 
-# Keys of the original's main configuration that say nothing about its decoder.
-_NOT_OF_THE_DECODER = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "contexts_compression_llm_hidden_size",
-    "im_end_token",
-    "im_patch_token",
-    "im_start_token",
-    "latent_token_len",
-    "model_type",
-    "transformers_version",
-    "use_im_start_end",
-)
-_NOT_OF_THE_ENCODER = ("_name_or_path", "architectures", "auto_map", "transformers_version")
 # What transformers 4.49, the version the original runs on, writes for a Qwen2 model.
 _QWEN2_KEYS_OF_449 = (
     "attention_dropout",
@@ -48,6 +33,18 @@ _QWEN2_KEYS_OF_449 = (
     "use_cache",
     "use_sliding_window",
     "vocab_size",
+)
+# What a half's configuration says about a Qwen2 model. Other entries are of the original alone, or of transformers'
+# tasks, where one number (`num_labels`) can be the work of minutes.
+_OF_A_HALF = (
+    *_QWEN2_KEYS_OF_449,
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "pad_token_id",
+    "rope_parameters",
+    "sliding_window",
+    "torch_dtype",
 )
 _NO_SLIDING_WINDOW = {"use_sliding_window": False, "layer_types": None}
 
@@ -74,14 +71,14 @@ def read_released_config(
         original's code, whatever the files say.
 
     Raises:
-        ValueError: if the configurations and the shapes of queries and projector contradict each other, or a token id
-            lies outside its vocabulary; everything that is wrong is named.
+        ValueError: if configurations and weights contradict each other (everything that is wrong is named), or
+            transformers can make no configuration of the entries.
     """
     main, encoder = checkpoint.main_config, checkpoint.encoder_config
-    raise_problems(f"the configurations in {checkpoint.folder} are inconsistent", _find_contradictions(checkpoint))
-    text_config = {key: value for key, value in main.items() if key not in _NOT_OF_THE_DECODER}
+    raise_problems(f"the configurations in {checkpoint.folder} are inconsistent", find_contradictions(checkpoint))
+    text_config = {key: value for key, value in main.items() if key in _OF_A_HALF}
     text_config |= {"model_type": "qwen2", "eos_token_id": vocabulary.stop_ids, **_NO_SLIDING_WINDOW}
-    encoder_config = {key: value for key, value in encoder.items() if key not in _NOT_OF_THE_ENCODER}
+    encoder_config = {key: value for key, value in encoder.items() if key in _OF_A_HALF}
     encoder_config |= {"model_type": "qwen2", **_NO_SLIDING_WINDOW}
     stored_dtype = main.get("torch_dtype") or main.get("dtype")
     if dtype is not None:
@@ -90,57 +87,20 @@ def read_released_config(
             half.pop("torch_dtype", None)
             half["dtype"] = stored_dtype
     start_id, end_id = vocabulary.inline_ids or (None, None)
-    return C3Config(
-        text_config=text_config,
-        encoder_config=encoder_config,
-        num_latents=main["latent_token_len"],
-        context_start_token_id=main["im_start_token"],
-        context_end_token_id=main["im_end_token"],
-        context_token_id=main["im_patch_token"],
-        inline_context_start_token_id=start_id,
-        inline_context_end_token_id=end_id,
-        initializer_range=main.get("initializer_range", 0.02),
-        tie_word_embeddings=tie_word_embeddings,
-        dtype=stored_dtype,
-    )
-
-
-def _find_contradictions(checkpoint: ReleasedCheckpoint) -> list[str]:
-    main, encoder = checkpoint.main_config, checkpoint.encoder_config
-    needed = ("latent_token_len", "im_start_token", "im_end_token", "im_patch_token", "hidden_size", "vocab_size")
-    absent = [f"`{key}` is absent from config.json" for key in needed if not isinstance(main.get(key), int)]
-    absent += [
-        f"`{key}` is absent from llm1/config.json"
-        for key in ("hidden_size", "vocab_size")
-        if not isinstance(encoder.get(key), int)
-    ]
-    if absent:
-        return absent
-    problems = [
-        f"`{key}` is {main[key]}, outside the decoder's vocabulary of {main['vocab_size']}"
-        for key in ("im_start_token", "im_end_token", "im_patch_token")
-        if not 0 <= main[key] < main["vocab_size"]
-    ]
-    stated_width = main.get("contexts_compression_llm_hidden_size", encoder["hidden_size"])
-    if stated_width != encoder["hidden_size"]:
-        problems.append(
-            f"`contexts_compression_llm_hidden_size` is {stated_width}, but `hidden_size` of llm1 is "
-            f"{encoder['hidden_size']}"
+    with naming(checkpoint.config_files):
+        return C3Config(
+            text_config=text_config,
+            encoder_config=encoder_config,
+            num_latents=main["latent_token_len"],
+            context_start_token_id=main["im_start_token"],
+            context_end_token_id=main["im_end_token"],
+            context_token_id=main["im_patch_token"],
+            inline_context_start_token_id=start_id,
+            inline_context_end_token_id=end_id,
+            initializer_range=main.get("initializer_range", 0.02),
+            tie_word_embeddings=tie_word_embeddings,
+            dtype=stored_dtype,
         )
-    if not 0 <= main["im_start_token"] < encoder["vocab_size"]:
-        problems.append(
-            f"`im_start_token` is {main['im_start_token']}, outside the vocabulary of llm1 ({encoder['vocab_size']})"
-        )
-    width, num_latents = encoder["hidden_size"], main["latent_token_len"]
-    expected = {
-        "model.Q.weight": ("latent_token_len x hidden_size of llm1", (num_latents, width)),
-        "model.mm_projector.weight": ("hidden_size x hidden_size of llm1", (main["hidden_size"], width)),
-    }
-    for tensor in checkpoint.main_tensors:
-        if tensor.name in expected and tensor.shape != expected[tensor.name][1]:
-            meaning, shape = expected[tensor.name]
-            problems.append(f"{tensor.name} is {list(tensor.shape)}, but the files say {list(shape)} ({meaning})")
-    return problems
 
 
 def write_released_configs(config: C3Config) -> tuple[dict, dict]:

@@ -14,13 +14,19 @@ import transformers
 from transformers.utils import logging
 
 import c3_hf
-from c3_hf.conversion import key_table, repository, weights
+from c3_hf.conversion import repository, weights
+from c3_hf.conversion.card import read_license, write_converted_card
 from c3_hf.conversion.configs import config_json, dtype_name, generation_config, read_released_config
-from c3_hf.conversion.model_card import read_license, write_card
-from c3_hf.conversion.plan import EMBEDDING, HEAD, WeightPlan, plan_conversion
-from c3_hf.conversion.released_tokenizer import Vocabulary, read_vocabulary
-from c3_hf.conversion.source import ENCODER_FOLDER, ReleasedCheckpoint, open_released_checkpoint
+from c3_hf.conversion.plan import EMBEDDING, EQUAL_HEAD, HEAD, WeightPlan, plan_conversion
+from c3_hf.conversion.released import (
+    ENCODER_FOLDER,
+    ReleasedCheckpoint,
+    Vocabulary,
+    open_released_checkpoint,
+    read_vocabulary,
+)
 from c3_hf.conversion.verification import make_samples, verify_forward, verify_tensors
+from c3_hf.files import atomic_folder, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.processing_c3 import C3Processor
 
@@ -73,13 +79,13 @@ def convert(
     """
     max_shard_size = weights.parse_size(max_shard_size)
     checkpoint = open_released_checkpoint(source, revision, token, cache_dir, local_files_only)
-    with repository.new_folder(output) as folder:
+    with atomic_folder(output) as folder:
         vocabulary = read_vocabulary(checkpoint)
         config = read_released_config(checkpoint, vocabulary, dtype)
-        plan = plan_conversion(config, checkpoint.main_tensors, checkpoint.encoder_tensors)
+        plan = plan_conversion(config, checkpoint.main_tensors, checkpoint.encoder_tensors, checkpoint.config_files)
         digests = weights.scan_weights(plan.sources, dtype)
         if HEAD in digests and digests[HEAD].stored == digests[EMBEDDING].stored:
-            plan.drop(HEAD, key_table.EQUAL_HEAD)
+            plan.drop(HEAD, EQUAL_HEAD)
             del digests[HEAD]
             config = read_released_config(checkpoint, vocabulary, dtype, tie_word_embeddings=True)
         config.license = read_license(checkpoint)
@@ -95,8 +101,8 @@ def convert(
                 "tensors_equal": verify_tensors(folder, digests),
                 "forward": verify_forward(folder, checkpoint, pending, samples, compute_dtype),
             }
-        repository.write_json(folder / RECORD_FILE, record)
-        write_card(folder, Path(output).name, config, record)
+        write_json(folder / RECORD_FILE, record)
+        write_converted_card(folder, Path(output).name, config, record)
         (folder / PENDING_CONFIG).rename(folder / "config.json")
     return record
 

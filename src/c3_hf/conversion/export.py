@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from c3_hf.conversion import key_table, repository, weights
-from c3_hf.conversion.causal_lm import find_body
-from c3_hf.conversion.checkpoint import StoredTensor, list_tensors
+from c3_hf.conversion import plan, weights
 from c3_hf.conversion.configs import stock_config, write_released_configs
-from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes, raise_problems
+from c3_hf.conversion.new_model import find_body
+from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes
 from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, ranks_of, write_ranks
-from c3_hf.conversion.source import ENCODER_FOLDER, fetch_folder, read_json
+from c3_hf.conversion.released import ENCODER_FOLDER, fetch_folder
+from c3_hf.conversion.repository import check_layers, read_config
+from c3_hf.conversion.weights import StoredTensor, list_tensors, raise_problems
+from c3_hf.files import atomic_folder, read_json_object, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, build_chat_template, escape_characters
 
@@ -70,11 +72,18 @@ def export(
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     max_shard_size = weights.parse_size(max_shard_size)
     source, _ = fetch_folder(model, revision, token)
-    config = C3Config.from_pretrained(source)
+    config = read_config(source)
+    if config.latent_stride is not None and layout != "encoder":
+        raise ValueError(
+            f"`layout` {layout!r} cannot hold this model: its latents keep the positions of their text "
+            f"(`latent_stride` {config.latent_stride}), and what reads the exported folder counts positions up by "
+            "one. Serve the model itself."
+        )
     tensors = {tensor.name: tensor for tensor in list_tensors(source)}
-    problems = compare_shapes(expected_shapes(config), WeightPlan(sources=tensors))
-    raise_problems(f"the weights in {source} do not fit its configuration", problems)
-    with repository.new_folder(output) as folder:
+    check_layers(source, config, tensors)
+    problems = compare_shapes(expected_shapes(config, source / "config.json"), WeightPlan(sources=tensors))
+    raise_problems(f"the weights in {source} do not fit its config.json", problems)
+    with atomic_folder(output) as folder:
         if layout == "original":
             return _export_original(source, folder, config, tensors, max_shard_size)
         return _export_half(layout, source, folder, config, tensors, max_shard_size)
@@ -85,24 +94,24 @@ def _export_original(
 ) -> list[str]:
     main_config, encoder_config = write_released_configs(config)
     halves = (
-        (folder, main_config, key_table.ORIGINAL_MAIN_RENAMES),
-        (folder / ENCODER_FOLDER, encoder_config, key_table.ORIGINAL_ENCODER_RENAMES),
+        (folder, main_config, plan.ORIGINAL_MAIN_RENAMES),
+        (folder / ENCODER_FOLDER, encoder_config, plan.ORIGINAL_ENCODER_RENAMES),
     )
     files = []
     for half, half_config, renames in halves:
         half.mkdir(exist_ok=True)
-        names = {name: key_table.find_target(name, renames) for name in tensors}
+        names = {name: plan.find_target(name, renames) for name in tensors}
         sources = {target: tensors[name] for name, target in names.items() if target is not None}
         written = weights.write_shards(half, sources, max_shard_size=max_shard_size)
         files += [(half / name).relative_to(folder).as_posix() for name in written]
-        repository.write_json(half / "config.json", half_config)
+        write_json(half / "config.json", half_config)
         generation = {
             "bos_token_id": half_config["bos_token_id"],
             "eos_token_id": half_config["eos_token_id"],
             "max_new_tokens": ORIGINAL_MAX_NEW_TOKENS,
             "transformers_version": half_config["transformers_version"],
         }
-        repository.write_json(half / "generation_config.json", generation)
+        write_json(half / "generation_config.json", generation)
     _export_original_tokenizer(source, folder)
     return files
 
@@ -118,8 +127,8 @@ def _export_original_tokenizer(source: Path, folder: Path) -> None:
         _copy_tokenizer(source, folder)
         return
     write_ranks(ranks_of(tokenizer), folder / TIKTOKEN_FILE)
-    repository.write_json(folder / "tokenizer_config.json", ORIGINAL_TOKENIZER_CONFIG)
-    repository.write_json(folder / "special_tokens_map.json", {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT})
+    write_json(folder / "tokenizer_config.json", ORIGINAL_TOKENIZER_CONFIG)
+    write_json(folder / "special_tokens_map.json", {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT})
 
 
 def _export_half(
@@ -147,7 +156,7 @@ def _export_half(
     raise_problems(f"the {layout} does not fit {type(stock).__name__}", problems)
     files = weights.write_shards(folder, sources, max_shard_size=max_shard_size)
     dtype = next(iter(sources.values())).dtype
-    repository.write_json(folder / "config.json", stock_config(half_config, type(stock).__name__, dtype))
+    write_json(folder / "config.json", stock_config(half_config, type(stock).__name__, dtype))
     if layout == "decoder":
         if (source / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source).save_pretrained(folder)
@@ -173,7 +182,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
         if not (source / name).is_file():
             continue
         if name == "tokenizer_config.json":
-            fields = read_json(source / name)
+            fields = read_json_object(source / name)
             kept = {key: value for key, value in fields.items() if key not in ("auto_map", "processor_class")}
             (folder / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         elif name == "chat_template.jinja":

@@ -12,15 +12,26 @@ How the new parts begin (the paper starts from pretrained halves and says nothin
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from c3_hf.conversion.causal_lm import find_body
-from c3_hf.conversion.marker_tokens import add_markers, as_plain_fast, tokenizers_agree
+from c3_hf.conversion.plan import find_absent_layers, naming
+from c3_hf.conversion.weights import list_tensors, raise_problems
+from c3_hf.files import read_json_object
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.processing_c3 import C3Processor
@@ -31,12 +42,33 @@ from c3_hf.modeling.prompt_c3 import (
     INLINE_CONTEXT_END_TOKEN,
     INLINE_CONTEXT_START_TOKEN,
     STOP_TOKEN,
+    TURN_TOKEN,
+    TokenReader,
     install_escapes,
 )
 
 
 NOISE_OF_NEW_ROWS = 0.01
 MAX_NEW_TOKENS = 4096
+MARKERS = (TURN_TOKEN, STOP_TOKEN, CONTEXT_START_TOKEN, CONTEXT_END_TOKEN, CONTEXT_TOKEN)
+INLINE_MARKERS = (INLINE_CONTEXT_START_TOKEN, INLINE_CONTEXT_END_TOKEN)
+
+# Ordinary text on which two tokenizers must give the same ids to count as one: scripts, code, white space, digits,
+# emoji, combining marks, rare words.
+PROBES = (
+    "The quick brown fox jumps over the lazy dog, doesn't it?",
+    "Antidisestablishmentarianism; floccinaucinihilipilification!",
+    "def f(x):\n\treturn {'a': x ** 2}  # 0x1F\n\n\n",
+    "1234567890 3.14159 1,000,000 2024-02-29T12:00:00Z",
+    "  leading,   inner   and trailing   ",
+    "春眠不觉晓，处处闻啼鸟。",
+    "Привет, мир! Γειά σου Κόσμε. مرحبا بالعالم. こんにちは世界。안녕하세요.",
+    "cafe\u0301 naïve Ærøskøbing ﬁne ½ ①",
+    "😀👩‍👩‍👧‍👦 🇨🇳",
+    '<p class="x">&nbsp;</p> {"k": [null, true]} \\frac{1}{2}',
+    "\r\nline\r\n",
+    "a\u00a0b\u2003c\u200bd",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +86,7 @@ class NewModel:
     shared_vocabulary: bool
 
 
-def make_model(
+def from_encoder_decoder_pretrained(
     encoder: str | Path,
     decoder: str | Path,
     num_latents: int = 32,
@@ -77,8 +109,8 @@ def make_model(
             tokenizer has no end token.
         TypeError: if a tokenizer is not a fast one.
     """
-    decoder_lm = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype).eval()
-    encoder_lm = AutoModelForCausalLM.from_pretrained(encoder, dtype=decoder_lm.dtype).eval()
+    decoder_lm = _load_half(decoder, dtype)
+    encoder_lm = _load_half(encoder, decoder_lm.dtype)
     tokenizer, encoder_tokenizer = (as_plain_fast(AutoTokenizer.from_pretrained(lm)) for lm in (decoder, encoder))
     shared = tokenizers_agree(encoder_tokenizer, tokenizer)
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +138,21 @@ def make_model(
         tokenizer, num_latents=num_latents, encoder_tokenizer=None if shared else encoder_tokenizer
     )
     return NewModel(model, processor, shared)
+
+
+def _load_half(name: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    folder = Path(name)
+    if folder.is_dir():
+        read_json_object(folder / "config.json")
+        with naming(folder / "config.json"):
+            config = AutoConfig.from_pretrained(folder)
+        if list(folder.glob("*.safetensors")):
+            names = [tensor.name for tensor in list_tensors(folder)]
+            problems = find_absent_layers(config.num_hidden_layers, names, "config.json")
+            raise_problems(f"the weights in {folder} do not fit its config.json", problems)
+        with naming(folder / "config.json"), torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
 
 
 def grow_embeddings(
@@ -211,3 +258,146 @@ def _set_generation_defaults(model: C3ForConditionalGeneration, tokenizer: PreTr
     settings.bos_token_id = tokenizer.bos_token_id
     settings.do_sample = False
     settings.max_new_tokens = MAX_NEW_TOKENS
+
+
+def find_body(causal_lm: PreTrainedModel) -> tuple[str, nn.Module]:
+    """The child of a causal language model that `AutoModel` would build, and its name.
+
+    `base_model` is not asked: transformers 4.57 has a wrong prefix for Gemma 3.
+
+    Raises:
+        ValueError: if there is no such child, so that the model is no body with a head on it.
+    """
+    with torch.device("meta"):
+        body_class = type(AutoModel.from_config(copy.deepcopy(causal_lm.config)))
+    for name, child in causal_lm.named_children():
+        if type(child) is body_class:
+            return name, child
+    raise ValueError(
+        f"{type(causal_lm).__name__} holds no {body_class.__name__}, so it is not a language model with a head on it "
+        "that a C3 model can take over. Choose a text-only causal language model."
+    )
+
+
+def tokenizers_agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give the same ids for ordinary text, so that both halves can read one vocabulary."""
+    first_ids, second_ids = (
+        [ids for ids, _ in TokenReader(tokenizer).read_plain(list(PROBES))] for tokenizer in (first, second)
+    )
+    return first_ids == second_ids
+
+
+def as_plain_fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The same tokenizer under the class that takes its file as it is.
+
+    Classes of single models rebuild parts when they load (Qwen2Tokenizer of transformers 5: the normalizer), and the
+    normalizer is where the processor's escapes are read.
+
+    Raises:
+        TypeError: if the tokenizer is not backed by the `tokenizers` library.
+    """
+    if not tokenizer.is_fast:
+        raise TypeError(
+            f"the tokenizer must be a fast one, got {type(tokenizer).__name__}. Convert it to a tokenizer.json first."
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def add_markers(tokenizer: PreTrainedTokenizerBase, inline: bool) -> None:
+    """Add the tokens of prompt format and contexts that are not there yet.
+
+    Args:
+        tokenizer: the decoder's; changed in place.
+        inline: whether to add the two tokens around contexts written in line, which need one vocabulary.
+
+    Raises:
+        ValueError: if the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"`decoder`: its tokenizer ({type(tokenizer).__name__}) has no `eos_token`, so generation could not stop. "
+            "Set one in its tokenizer_config.json."
+        )
+    vocabulary = tokenizer.get_vocab()
+    wanted = MARKERS + (INLINE_MARKERS if inline else ())
+    tokenizer.add_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in wanted if text not in vocabulary],
+        special_tokens=True,
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def resize_latents(
+    model: C3ForConditionalGeneration, num_latents: int, *, reinitialise: bool = False, seed: int = 0
+) -> str:
+    """Change the number of latents of a model, in place.
+
+    A longer table keeps the trained queries and gets new ones behind them; a shorter one keeps the first. The model
+    computes something else afterwards and needs training: the decoder has never seen that number of latents.
+
+    Args:
+        model: the model.
+        num_latents: the new number, at least 1.
+        reinitialise: draw all queries anew.
+        seed: seed of the new queries.
+
+    Returns:
+        What was done with the queries, in words.
+
+    Raises:
+        ValueError: if `num_latents` is not positive.
+    """
+    if num_latents < 1:
+        raise ValueError(f"`num_latents` must be at least 1, got {num_latents}.")
+    old = model.model.latent_queries.weight
+    before = old.shape[0]
+    kept = 0 if reinitialise else min(before, num_latents)
+    table = nn.Embedding(num_latents, old.shape[1], device=old.device, dtype=old.dtype)
+    with torch.no_grad():
+        table.weight[:kept] = old[:kept]
+    model.model.latent_queries = table
+    model.config.num_latents = num_latents
+    fill_queries(model, kept, torch.Generator().manual_seed(seed))
+    return f"{kept} of {before} queries kept, {before - kept} dropped, {num_latents - kept} drawn anew"
+
+
+def replace_halves(
+    model: C3ForConditionalGeneration, encoder: str | Path | None = None, decoder: str | Path | None = None
+) -> None:
+    """Put other weights into one or both halves, for example an exported half that was trained on, in place.
+
+    Args:
+        model: the model; queries, projector and settings stay.
+        encoder: folder or Hub id of a causal language model shaped like the encoder; its head is dropped.
+        decoder: likewise for the decoder, with its head.
+
+    Raises:
+        ValueError: if a half has other tensors or shapes than the one it replaces.
+    """
+    if encoder is not None:
+        _replace(model.model.encoder, _load_half(encoder, model.dtype), "encoder")
+    if decoder is not None:
+        causal_lm = _load_half(decoder, model.dtype)
+        _replace(model.model.language_model, causal_lm, "decoder")
+        if not model.config.tie_word_embeddings:
+            model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())
+
+
+def _replace(half: nn.Module, causal_lm: nn.Module, name: str) -> None:
+    try:
+        half.load_state_dict(find_body(causal_lm)[1].state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{name}` is not shaped like the {name} it replaces: {error}. To join halves of other shapes, make a new "
+            "model from two models instead of changing one."
+        ) from error

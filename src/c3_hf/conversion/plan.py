@@ -1,17 +1,72 @@
-"""The plan of a conversion: which stored tensor becomes which, checked before anything is written."""
+"""The plan of a conversion: which stored tensor becomes which, checked before anything is written.
+
+The tables say which original tensor becomes which of ours, and which are left out for what reason. A source pattern is
+a regular expression that must match a whole tensor name; the target may use its groups. The tables are read from the
+top, the first match counts. A descendant of the original that differs by names only is one more row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
-from c3_hf.conversion import key_table
-from c3_hf.conversion.checkpoint import StoredTensor
+from c3_hf.conversion.weights import StoredTensor, raise_problems
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 
+
+class Rename(NamedTuple):
+    """Tensors whose name matches `source` are stored as `target`."""
+
+    source: str
+    target: str
+
+
+class Drop(NamedTuple):
+    """Tensors whose name matches `source` are left out."""
+
+    source: str
+    reason: str
+
+
+# The main folder of the release: decoder, latent queries, projector.
+MAIN_RENAMES = (
+    Rename(r"model\.Q\.weight", r"model.latent_queries.weight"),
+    Rename(r"model\.mm_projector\.(weight|bias)", r"model.projector.\1"),
+    Rename(r"model\.((?:embed_tokens|layers|norm)\..+)", r"model.language_model.\1"),
+    Rename(r"(lm_head\.weight)", r"\1"),
+    # Descendants that save the whole model in one folder, as a plain save_pretrained of the original's class does.
+    Rename(r"model\.llm1\.model\.((?:embed_tokens|layers|norm)\..+)", r"model.encoder.\1"),
+)
+# The subfolder llm1: the encoder as a causal language model.
+ENCODER_RENAMES = (Rename(r"model\.((?:embed_tokens|layers|norm)\..+)", r"model.encoder.\1"),)
+
+MAIN_DROPS = (
+    Drop(r"model\.llm1\.lm_head\.weight", "the encoder's head is never used: only its hidden states are read"),
+    Drop(r".*\.rotary_emb\.inv_freq", "rotary frequencies are computed from the configuration"),
+)
+ENCODER_DROPS = (
+    Drop(r"lm_head\.weight", "the encoder's head is never used: only its hidden states are read"),
+    Drop(r".*\.rotary_emb\.inv_freq", "rotary frequencies are computed from the configuration"),
+)
+TIED_HEAD = "tie_word_embeddings is true: the head is the embedding table"
+EQUAL_HEAD = "equal to the embedding table, byte for byte: the head is tied"
+
+# Ours back to the original's two folders.
+ORIGINAL_MAIN_RENAMES = (
+    Rename(r"model\.latent_queries\.weight", r"model.Q.weight"),
+    Rename(r"model\.projector\.(weight|bias)", r"model.mm_projector.\1"),
+    Rename(r"model\.language_model\.(.+)", r"model.\1"),
+    Rename(r"(lm_head\.weight)", r"\1"),
+)
+ORIGINAL_ENCODER_RENAMES = (Rename(r"model\.encoder\.(.+)", r"model.\1"),)
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.language_model.embed_tokens.weight"
@@ -34,9 +89,56 @@ class WeightPlan:
         self.dropped.append((self.sources.pop(target), reason))
 
 
-def expected_shapes(config: C3Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors a C3 of this configuration stores, found on the meta device (zero bytes)."""
-    with torch.device("meta"):
+@contextmanager
+def naming(what: str | Path) -> Iterator[None]:
+    """Say of which file it is that transformers cannot build something.
+
+    Args:
+        what: the file or files, as the message is to name them.
+
+    Raises:
+        ValueError: in place of what transformers and huggingface_hub raise on entries that they do not expect.
+    """
+    try:
+        yield
+    except (
+        StrictDataclassError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{what}: transformers cannot build a model of these entries ({type(error).__name__}: {reason}). "
+            "Compare them with those of the model it was made from, or download the file again."
+        ) from error
+
+
+def find_absent_layers(stated: int, names: Iterable[str], where: str) -> list[str]:
+    """Compare a number of layers with the layers that tensor names show, before anything is built by it.
+
+    Args:
+        stated: `num_hidden_layers`.
+        names: names of one half's tensors; the first number in a name is that of its layer.
+        where: what states it, for the message.
+    """
+    held = {match[1] for name in names if (match := re.search(r"\.(\d+)\.", name))}
+    if stated <= len(held):
+        return []
+    return [f"`num_hidden_layers` in {where} is {stated}, but its weights hold {len(held)} layers"]
+
+
+def expected_shapes(config: C3Config, where: str | Path = "config.json") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors a C3 of this configuration stores, found on the meta device (zero bytes).
+
+    Raises:
+        ValueError: if no model can be built; the message names `where`, the configuration's file.
+    """
+    with naming(where), torch.device("meta"):
         model = C3ForConditionalGeneration(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
@@ -45,7 +147,10 @@ def expected_shapes(config: C3Config) -> dict[str, tuple[int, ...]]:
 
 
 def plan_conversion(
-    config: C3Config, main_tensors: Iterable[StoredTensor], encoder_tensors: Iterable[StoredTensor]
+    config: C3Config,
+    main_tensors: Iterable[StoredTensor],
+    encoder_tensors: Iterable[StoredTensor],
+    where: str = "config.json",
 ) -> WeightPlan:
     """Plan the conversion of a checkpoint in the released layout.
 
@@ -53,6 +158,7 @@ def plan_conversion(
         config: the configuration of the converted model.
         main_tensors: tensors of the main folder.
         encoder_tensors: tensors of the folder `llm1`.
+        where: the files the configuration was made of, for messages.
 
     Returns:
         The plan. A head is still in it if the configuration says untied, or if one is stored.
@@ -63,13 +169,13 @@ def plan_conversion(
     plan = WeightPlan()
     problems: list[str] = []
     halves = (
-        ("main folder", main_tensors, key_table.MAIN_RENAMES, key_table.MAIN_DROPS),
-        ("llm1", encoder_tensors, key_table.ENCODER_RENAMES, key_table.ENCODER_DROPS),
+        ("main folder", main_tensors, MAIN_RENAMES, MAIN_DROPS),
+        ("llm1", encoder_tensors, ENCODER_RENAMES, ENCODER_DROPS),
     )
     for half, tensors, renames, drops in halves:
         for tensor in tensors:
-            reason = key_table.find_drop_reason(tensor.name, drops)
-            target = key_table.find_target(tensor.name, renames)
+            reason = find_drop_reason(tensor.name, drops)
+            target = find_target(tensor.name, renames)
             if reason is not None:
                 plan.dropped.append((tensor, reason))
             elif target is None:
@@ -79,8 +185,8 @@ def plan_conversion(
             else:
                 plan.sources[target] = tensor
     if config.tie_word_embeddings and HEAD in plan.sources:
-        plan.drop(HEAD, key_table.TIED_HEAD)
-    problems += compare_shapes(expected_shapes(config), plan)
+        plan.drop(HEAD, TIED_HEAD)
+    problems += compare_shapes(expected_shapes(config, where), plan)
     raise_problems("the checkpoint does not fit its configuration", problems)
     return plan
 
@@ -88,7 +194,7 @@ def plan_conversion(
 def compare_shapes(expected: dict[str, tuple[int, ...]], plan: WeightPlan) -> list[str]:
     """List what is missing, surplus or of the wrong shape in `plan`, one line each."""
     problems = [
-        f"missing: {key_table.original_name(name)} {list(shape)} (would be {name})"
+        f"missing: {original_name(name)} {list(shape)} (would be {name})"
         for name, shape in expected.items()
         if name not in plan.sources
     ]
@@ -100,8 +206,26 @@ def compare_shapes(expected: dict[str, tuple[int, ...]], plan: WeightPlan) -> li
     return problems
 
 
-def raise_problems(what: str, problems: list[str]) -> None:
-    """Raise a ValueError that lists `problems`, if there are any."""
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"{what}; nothing was written:\n  {lines}")
+def original_name(name: str) -> str:
+    """The original's name of our tensor `name`, with its folder: "model.Q.weight", "llm1/model.norm.weight"."""
+    encoder_name = find_target(name, ORIGINAL_ENCODER_RENAMES)
+    if encoder_name is not None:
+        return f"llm1/{encoder_name}"
+    return find_target(name, ORIGINAL_MAIN_RENAMES) or name
+
+
+def find_target(name: str, renames: tuple[Rename, ...]) -> str | None:
+    """The name that `name` is stored under according to `renames`, or None if no row matches."""
+    for row in renames:
+        match = re.fullmatch(row.source, name)
+        if match:
+            return match.expand(row.target)
+    return None
+
+
+def find_drop_reason(name: str, drops: tuple[Drop, ...]) -> str | None:
+    """Why `name` is left out according to `drops`, or None if no row matches."""
+    for row in drops:
+        if re.fullmatch(row.source, name):
+            return row.reason
+    return None

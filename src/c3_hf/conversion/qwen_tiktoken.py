@@ -40,7 +40,9 @@ def read_ranks(path: str | Path) -> dict[bytes, int]:
         ValueError: if a line cannot be read, a token or rank comes twice, ranks have gaps, or a byte is missing.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="ascii").splitlines(), start=1):
+    # Bytes outside ASCII become characters that base64 refuses below, with the number of their line.
+    lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

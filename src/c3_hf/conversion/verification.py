@@ -10,10 +10,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
 
-from c3_hf.conversion.checkpoint import list_tensors, load_tensor
 from c3_hf.conversion.plan import HEAD
-from c3_hf.conversion.source import ReleasedCheckpoint
-from c3_hf.conversion.weights import Digest, scan_weights
+from c3_hf.conversion.released import ReleasedCheckpoint
+from c3_hf.conversion.weights import Digest, list_tensors, load_tensor, scan_weights
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.prompt_c3 import TokenReader
@@ -139,7 +138,7 @@ def reference_logits(checkpoint: ReleasedCheckpoint, samples: list[Sample], dtyp
         For each sample, logits of shape `(prompt_length, vocab_size)` in float64, as computed in `dtype`.
     """
     main = {tensor.name: tensor for tensor in checkpoint.main_tensors}
-    encoder = _stock_half(checkpoint.encoder_config, _encoder_weights(checkpoint), dtype)
+    encoder = _stock_half(checkpoint.encoder_config, checkpoint.encoder_weights(), dtype)
     queries = load_tensor(main["model.Q.weight"]).to(dtype)
     weight = load_tensor(main["model.mm_projector.weight"]).to(dtype)
     bias = load_tensor(main["model.mm_projector.bias"]).to(dtype)
@@ -152,9 +151,7 @@ def reference_logits(checkpoint: ReleasedCheckpoint, samples: list[Sample], dtyp
             states = encoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[0, -num_latents:]
             latents.append(nn.functional.linear(states, weight, bias))
     del encoder
-    of_the_decoder = ("model.embed_tokens.", "model.layers.", "model.norm.")
-    decoder_weights = {name: tensor for name, tensor in main.items() if name.startswith(of_the_decoder)}
-    decoder = _stock_half(checkpoint.main_config, decoder_weights, dtype)
+    decoder = _stock_half(checkpoint.main_config, checkpoint.decoder_weights(), dtype)
     tied = HEAD not in main or checkpoint.main_config.get("tie_word_embeddings", False)
     head = decoder.embed_tokens.weight if tied else load_tensor(main[HEAD]).to(dtype)
     logits = []
@@ -167,13 +164,6 @@ def reference_logits(checkpoint: ReleasedCheckpoint, samples: list[Sample], dtyp
             states = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state[0]
             logits.append(nn.functional.linear(states, head).double())
     return logits
-
-
-def _encoder_weights(checkpoint: ReleasedCheckpoint) -> dict:
-    if checkpoint.encoder_tensors:
-        return {tensor.name: tensor for tensor in checkpoint.encoder_tensors}
-    prefix = "model.llm1."
-    return {t.name.removeprefix(prefix): t for t in checkpoint.main_tensors if t.name.startswith(prefix)}
 
 
 def _stock_half(fields: dict, weights: dict, dtype: torch.dtype) -> Qwen2Model:

@@ -1,21 +1,24 @@
-"""Batches from samples: contexts and prompts tokenised, padded apart and labelled."""
+"""Batches from chat messages: contexts and prompts tokenised, padded apart and labelled."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import ProcessorMixin
+from transformers.utils import logging
 
-from ..modeling.prompt_c3 import CONTEXT_TOKEN
+from ..modeling.prompt_c3 import CONTEXT_END_TOKEN, CONTEXT_START_TOKEN, CONTEXT_TOKEN
 from .lengths import LengthSchedule, SampleKey
-from .mixture import Sample
-from .schema import TrainingExample
+from .records import TrainingExample, parse_record
+from .samples import Sample
 
+
+logger = logging.get_logger(__name__)
 
 # What the collator counts. An over-long example stays in the batch without labels; the others train.
 OUTCOMES = ("examples", "over_long_context", "over_long_prompt", "empty_answer", "literal_special_in_answer")
@@ -24,7 +27,14 @@ _IGNORE = -100
 
 @dataclass
 class C3DataCollator:
-    """Collator of training samples.
+    """Collator of chat messages with contexts, for any trainer, and of the samples of `C3Trainer`.
+
+    It takes records as a line of a training file holds them, `{"messages": [...]}` and `{"conversations": [...]}` (see
+    `c3_hf.data.records`), so that `transformers.Trainer` and TRL's `SFTTrainer` can train a C3 model:
+
+    ```python
+    trainer = Trainer(model, args, train_dataset=records, data_collator=C3DataCollator(processor))
+    ```
 
     Prompts and labels come from the processor's own template. Prompt and reply are tokenised apart, as they are when
     the model generates, so the ids before an answer are exactly those `generate` starts from.
@@ -47,13 +57,20 @@ class C3DataCollator:
     A batch holds, as `torch.long` tensors,
 
     - `input_ids`, `attention_mask`, `labels`: `(batch_size, sequence_length)`, right-padded;
-    - `context_input_ids`, `context_attention_mask`: `(batch_size, num_contexts, context_length)`, right-padded to the
-      planned length of the batch; at least one column, masked where an example has no context, so that every process
-      of a distributed run uses all its parameters;
+    - `context_input_ids`, `context_attention_mask`: `(batch_size, num_contexts, context_length)`, right-padded; at
+      least one column, masked where an example has no context, so that every process of a distributed run uses all
+      its parameters;
     - `context_strides`: `(batch_size, num_contexts)`, for a model with a stride;
+
+    and, if it is made of samples, whose contexts are padded to the planned length of the batch,
+
     - `logits_to_keep`: int, the last positions that hold all labels and the position before the first;
     - `outcome_counts`: `(len(OUTCOMES),)`;
     - `teacher_input_ids`, `teacher_attention_mask`, `teacher_labels` if asked for.
+
+    Raises:
+        ValueError: if a record breaks the schema or is plain text, or noise or teacher inputs are asked for records,
+            which no trainer but `C3Trainer` uses.
     """
 
     processor: ProcessorMixin
@@ -75,8 +92,30 @@ class C3DataCollator:
         """The same collator for evaluation: no noise, no teacher inputs, the least strides."""
         return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False, schedule=None)
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Make a batch, see the class."""
+    def __call__(self, items: Sequence[Sample | TrainingExample | Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch of samples, or of records, see the class."""
+        samples = [item if isinstance(item, Sample) else _as_sample(item) for item in items]
+        batch = self._collate(samples)
+        return batch if isinstance(items[0], Sample) else self._for_any_trainer(batch)
+
+    def _for_any_trainer(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What of a batch goes into `forward(**batch)`, whose own loss goes with all logits."""
+        if self.token_noise or self.teacher_inputs:
+            raise ValueError(
+                f"`token_noise` ({self.token_noise}) and `teacher_inputs` ({self.teacher_inputs}) are for samples of "
+                "C3Trainer, got records. Leave both out."
+            )
+        counts = dict(zip(OUTCOMES, batch.pop("outcome_counts").tolist()))
+        for outcome, limit in (("over_long_context", "max_context_tokens"), ("over_long_prompt", "max_prompt_tokens")):
+            if counts[outcome]:
+                logger.warning_once(
+                    f"Examples are longer than `{limit}`, {getattr(self, limit)}: they are cut and carry no loss. "
+                    "Give shorter ones, or raise the limit if the model has the positions."
+                )
+        del batch["logits_to_keep"]
+        return batch
+
+    def _collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         counts = dict.fromkeys(OUTCOMES, 0)
         counts["examples"] = len(samples)
         contexts, prompts, teachers = [], [], []
@@ -90,10 +129,10 @@ class C3DataCollator:
         multiple = self.pad_to_multiple_of
         labels = _pad([prompt.labels for prompt in prompts], _IGNORE, multiple)
         inputs = [self._with_noise(prompt, sample.key) for prompt, sample in zip(prompts, samples)]
-        context_batch = _pad_contexts(contexts, max(sample.key.length for sample in samples), pad, multiple)
+        planned = max(sample.key.length for sample in samples)
+        context_batch = _pad_contexts(contexts, planned, pad, multiple)
         batch = {
-            "input_ids": _pad(inputs, pad, multiple),
-            "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0, multiple),
+            **_pad_with_mask("", inputs, pad, multiple),
             "labels": labels,
             **context_batch,
             "logits_to_keep": _logits_to_keep(labels),
@@ -102,9 +141,7 @@ class C3DataCollator:
         if self.latent_stride is not None:
             batch["context_strides"] = self._strides(context_batch["context_attention_mask"], samples[0].key)
         if self.teacher_inputs:
-            ids = [teacher.ids for teacher in teachers]
-            batch["teacher_input_ids"] = _pad(ids, pad)
-            batch["teacher_attention_mask"] = _pad([[1] * len(row) for row in ids], 0)
+            batch |= _pad_with_mask("teacher_", [teacher.ids for teacher in teachers], pad)
             batch["teacher_labels"] = _pad([teacher.labels for teacher in teachers], _IGNORE)
         return batch
 
@@ -140,8 +177,8 @@ class C3DataCollator:
 
     def _cut_prompt(self, prompt: _Prompt) -> _Prompt:
         # Without its contexts the prompt may end anywhere; what is left carries no loss and only fills its row.
-        placeholder = self.processor.tokenizer.convert_tokens_to_ids(CONTEXT_TOKEN)
-        ids = [token for token in prompt.ids if token != placeholder][: self.max_prompt_tokens]
+        block = self.processor.tokenizer.convert_tokens_to_ids([CONTEXT_START_TOKEN, CONTEXT_TOKEN, CONTEXT_END_TOKEN])
+        ids = [token for token in prompt.ids if token not in block][: self.max_prompt_tokens]
         return _Prompt(ids, [_IGNORE] * len(ids))
 
     def _encode_teacher(self, example: TrainingExample, labelled: bool) -> _Prompt:
@@ -207,24 +244,40 @@ class _Prompt:
         return _Prompt(self.ids, [_IGNORE] * len(self.ids))
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> torch.Tensor:
-    length = -(-max(len(row) for row in rows) // multiple) * multiple
+def _as_sample(record: TrainingExample | Mapping[str, Any]) -> Sample:
+    example = record if isinstance(record, TrainingExample) else parse_record(record)
+    if isinstance(example, str):
+        raise ValueError(
+            f"A record for C3DataCollator needs `messages` or `conversations`, got the plain text {example[:40]!r}. "
+            "c3-hf train makes tasks from plain text; elsewhere say what the reply to it is."
+        )
+    return Sample(example, SampleKey(0, 0))
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 1, length: int = 0) -> torch.Tensor:
+    """Rows padded right to the longest, or `length`, rounded up to a multiple: `(len(rows), padded_length)`."""
+    length = -(-max(length, *map(len, rows)) // multiple) * multiple
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+
+
+def _pad_with_mask(
+    prefix: str, rows: Sequence[Sequence[int]], pad: int, multiple: int = 1, length: int = 0
+) -> dict[str, torch.Tensor]:
+    """Ids and attention mask of rows, under their names."""
+    mask = [[1] * len(row) for row in rows]
+    return {
+        f"{prefix}input_ids": _pad(rows, pad, multiple, length),
+        f"{prefix}attention_mask": _pad(mask, 0, multiple, length),
+    }
 
 
 def _pad_contexts(
     contexts: Sequence[Sequence[Sequence[int]]], length: int, pad: int, multiple: int
 ) -> dict[str, torch.Tensor]:
-    num_contexts = max(1, max(len(row) for row in contexts))
-    length = max(1, length, max((len(ids) for row in contexts for ids in row), default=0))
-    length = -(-length // multiple) * multiple
-    ids = torch.full((len(contexts), num_contexts, length), pad)
-    mask = torch.zeros_like(ids)
-    for row, texts in enumerate(contexts):
-        for column, text in enumerate(texts):
-            ids[row, column, : len(text)] = torch.tensor(text, dtype=torch.long)
-            mask[row, column, : len(text)] = 1
-    return {"context_input_ids": ids, "context_attention_mask": mask}
+    num_contexts = max(1, *map(len, contexts))
+    slots = [slot for row in contexts for slot in [*row, *[[]] * (num_contexts - len(row))]]
+    padded = _pad_with_mask("context_", slots, pad, multiple, max(1, length))
+    return {name: tensor.reshape(len(contexts), num_contexts, -1) for name, tensor in padded.items()}
 
 
 def _logits_to_keep(labels: torch.Tensor) -> int:

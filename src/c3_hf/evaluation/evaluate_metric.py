@@ -10,7 +10,6 @@ import datasets
 import evaluate
 
 from c3_hf.evaluation import catalogue
-from c3_hf.evaluation.scoring import score
 from c3_hf.evaluation.summary import mean_of
 
 
@@ -21,15 +20,15 @@ journal={arXiv preprint arXiv:2511.15244}, year={2025}}"""
 class RestorationMetric(evaluate.Metric):
     """Mean over the pairs of one metric (named by the configuration) or of every metric of text (none named)."""
 
-    def _module(self):
+    def _metric(self):
         return None if self.config_name in (None, "default") else catalogue.find("metrics", self.config_name)
 
     def _info(self):
-        module = self._module()
-        inputs = module.INFO.inputs if module else "text"
+        metric = self._metric()
+        inputs = metric.inputs if metric else "text"
         text, ids = datasets.Value("string"), datasets.Sequence(datasets.Value("int64"))
         return evaluate.MetricInfo(
-            description=module.__doc__ if module else __doc__,
+            description=metric.function.__doc__ if metric else __doc__,
             citation=_CITATION,
             inputs_description=f"predictions and references of equal number, one pair an item ({inputs})",
             features=datasets.Features(
@@ -41,9 +40,9 @@ class RestorationMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        module = self._module()
+        metric = self._metric()
         pairs = zip(predictions, references)
-        if module is None:
-            return mean_of([score("text", prediction, reference) for prediction, reference in pairs])
-        results = [getattr(module, self.config_name)(prediction, reference) for prediction, reference in pairs]
+        if metric is None:
+            return mean_of([catalogue.score("text", prediction, reference) for prediction, reference in pairs])
+        results = [metric.function(prediction, reference) for prediction, reference in pairs]
         return mean_of([result if isinstance(result, dict) else {self.config_name: result} for result in results])

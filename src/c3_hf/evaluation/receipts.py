@@ -89,5 +89,7 @@ def _section(record: dict) -> str:
         ]
     )
     name = html.escape(f"{record['task']} / {record['id']}")
-    shown = difference(record["reference"], record["output"])
+    # A text that came back whole is kept once.
+    output = record["reference"] if record["output"] is None else record["output"]
+    shown = difference(record["reference"], output)
     return f'<section>\n<h2>{name}</h2>\n<p class="facts">{facts}</p>\n<div class="text">{shown}</div>\n</section>'

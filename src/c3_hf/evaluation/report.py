@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from c3_hf.evaluation import plots
-from c3_hf.evaluation.finished import FinishedRun, by, count, ratio, table, values, with_interval
-from c3_hf.evaluation.published import FIGURE_1, FIGURE_1_BINS
+from c3_hf.evaluation.plots import FIGURE_1, FIGURE_1_BINS
 from c3_hf.evaluation.receipts import receipts_page, worst_items
-from c3_hf.evaluation.summary import mean, mean_of
+from c3_hf.evaluation.records import FinishedRun
+from c3_hf.evaluation.summary import by, count, mean, mean_of, ratio, values, with_interval
+from c3_hf.files import atomic_file
 
 
 _ANSWER_METRICS = ("contains_answer", "best_subspan_match", "answer_f1")
@@ -58,9 +58,18 @@ def write_report(folders: Sequence[Path], output: Path, receipts: int = 10) -> P
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, the first column to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def _ratios(records: list[dict]) -> list[str]:
+    return [f"{ratio(records):.1f}×", f"{ratio(records, 'num_characters'):.1f}"]
 
 
 def _runs_section(runs: Sequence[FinishedRun]) -> str:
@@ -94,12 +103,22 @@ def _runs_section(runs: Sequence[FinishedRun]) -> str:
             ]
         )
     environment = runs[0].config["environment"]
+    commits, weights = ({run.config[key] for run in runs} for key in ("commit", "weights"))
+    mixed = ""
+    if len(commits) > 1 or any(str(commit).endswith("+") for commit in commits) or len(weights) > 1:
+        changed = sum(str(commit).endswith("+") for commit in commits)
+        mixed = (
+            f"**Not of one measurement:** these runs were made at {len(commits)} commits"
+            f"{f', {changed} of them with changes that were not committed' if changed else ''}, "
+            f"of {len(weights)} sets of weights.\n\n"
+        )
     versions = ", ".join(f"{name} {version}" for name, version in environment.items())
     return (
         "## Runs\n\n"
         "Numbers in brackets are 95 % bootstrap intervals of the mean over items. What every number means: "
-        "`docs/evaluation.md`.\n\n"
-        f"{table(header, rows)}\n\nFirst run's environment: {versions}. METEOR: {runs[0].config['meteor']}."
+        "`docs/evaluation.md`. The ratio is tokens of the checkpoint's own vocabulary a slot: a small vocabulary cuts "
+        "a text into more tokens, so that models with different ones compare by characters a slot.\n\n"
+        f"{mixed}{table(header, rows)}\n\nFirst run's environment: {versions}. METEOR: {runs[0].config['meteor']}."
     )
 
 
@@ -109,6 +128,7 @@ def _tasks_section(runs: Sequence[FinishedRun]) -> str:
         "run",
         "items",
         "ratio",
+        "characters a slot",
         "char_precision",
         "fox_precision",
         "exact",
@@ -130,7 +150,7 @@ def _tasks_section(runs: Sequence[FinishedRun]) -> str:
                         task,
                         run.label,
                         count(records),
-                        f"{ratio(records):.1f}×",
+                        *_ratios(records),
                         with_interval(records, "char_precision"),
                         with_interval(records, "fox_precision"),
                         *(f"{mean(values(records, metric)):.3f}" for metric in metrics),
@@ -221,13 +241,13 @@ def _kinds_section(run: FinishedRun, output: Path) -> str:
     if not groups:
         return ""
     plots.plot_kinds(run, output / "kinds.png")
-    header = ["task", "kind", "items", "ratio", "char_precision", "fox_precision", "exact"]
+    header = ["task", "kind", "items", "ratio", "characters a slot", "char_precision", "fox_precision", "exact"]
     rows = [
         [
             task,
             kind,
             count(records),
-            f"{ratio(records):.1f}×",
+            *_ratios(records),
             with_interval(records, "char_precision"),
             f"{mean(values(records, 'fox_precision')):.3f}",
             f"{mean(values(records, 'exact_match')):.2f}",
@@ -242,8 +262,8 @@ def _questions_section(runs: Sequence[FinishedRun]) -> str:
     for run in runs:
         for (task, kind), records in by(run.answered(), lambda record: (record["task"], record["kind"])).items():
             scores = [with_interval(records, metric, 2) for metric in _ANSWER_METRICS]
-            rows.append([task, kind, run.label, count(records), f"{ratio(records):.1f}×", *scores])
-    header = ["task", "kind", "run", "items", "ratio", *_ANSWER_METRICS]
+            rows.append([task, kind, run.label, count(records), *_ratios(records), *scores])
+    header = ["task", "kind", "run", "items", "ratio", "characters a slot", *_ANSWER_METRICS]
     return f"## Questions\n\n{table(header, sorted(rows))}" if rows else ""
 
 

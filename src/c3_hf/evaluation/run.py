@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from c3_hf import __version__
 from c3_hf.evaluation import catalogue
-from c3_hf.evaluation.checkpoint import load_meter
-from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
-from c3_hf.evaluation.items import VARIANT, QuestionItem
+from c3_hf.evaluation.items import VARIANT, Item, QuestionItem, RestoreItem, TokenMeter
 from c3_hf.evaluation.metrics.fox import wordnet_available
-from c3_hf.evaluation.records import Item, make_record, run_batch, summarise
-from c3_hf.evaluation.run_files import SUMMARY, RecordWriter, open_run, read_records, write_json
-from c3_hf.evaluation.summary import grouped
-from c3_hf.evaluation.tokens import TokenMeter
+from c3_hf.evaluation.provenance import clean_commit, environment, weights_fingerprint
+from c3_hf.evaluation.records import SUMMARY, append_records, items_hash, make_record, open_run, read_records
+from c3_hf.evaluation.summary import grouped, summarise
+from c3_hf.evaluation.system import System, SystemSettings, SystemUnavailable, load_meter
+from c3_hf.files import write_json
 
 
 logger = logging.getLogger(__name__)
-
-# The packages whose versions can move a number.
-_PACKAGES = ("transformers", "torch", "tokenizers", "rapidfuzz", "sacrebleu", "nltk", "jieba", "numpy")
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class RunSettings:
 
     Args:
         model: Folder or Hub id of a C3 checkpoint.
-        tasks: Names of modules of `c3_hf.evaluation.tasks`.
+        tasks: Names in the tables of `c3_hf.evaluation.tasks`.
         system: Name of a module of `c3_hf.evaluation.systems`.
         limit: Most texts or questions of a task, evenly spaced over it; `None` for all.
         batch_size: Texts computed at once.
@@ -74,52 +66,84 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, expected at least 1.")
+        check_device(self.device)
+        if self.hash_only is not None:
+            try:
+                re.compile(self.hash_only)
+            except re.error as error:
+                raise ValueError(f"`hash_only` is {self.hash_only!r}, no regular expression ({error}).") from error
         if not self.tasks:
             raise ValueError(f"`tasks` is empty, expected some of: {', '.join(catalogue.names('tasks'))}.")
 
 
-def run(settings: RunSettings, data_dir: Path, output: Path) -> dict:
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or does not find here; `"auto"` is none.
+
+    Raises:
+        ValueError: If it cannot be computed on.
+    """
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    # torch built without CUDA asserts.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` is {device!r}, expected one that is here, such as 'cpu' ({reason}).") from error
+
+
+def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = False) -> dict:
     """Run `settings.system` over `settings.tasks`, going on where an earlier run into `output` stopped.
 
     Under `accelerate launch` the batches are divided among the processes.
 
     Args:
         settings: What to run.
-        data_dir: Folder with the data files, searched to any depth.
+        data: Folder with the data files, searched to any depth; for `own_texts` and `own_questions` a file.
         output: Folder for `config.json`, `items*.jsonl` and `summary.json`.
+        allow_changes: Record also from a checkout that differs from its commit; the record says so.
 
     Returns:
         The summary; on processes other than the first an empty dictionary.
 
     Raises:
-        ValueError: If a name is unknown or `output` holds a run with another config.
+        ValueError: If a name is unknown, the data are damaged or empty, `output` holds a run with another config or
+            items of another run, or the checkout differs from its commit.
         FileNotFoundError: If a data file is missing.
     """
     from accelerate import PartialState
 
     catalogue.find("systems", settings.system)
     state = PartialState(cpu=settings.device == "cpu")
+    commit = clean_commit(allow_changes) if state.is_main_process else None
     meter = load_meter(settings.model, settings.segment_tokens)
-    items = {task: _load_items(task, data_dir, meter, settings) for task in settings.tasks}
+    items = {task: _load_items(task, Path(data), meter, settings) for task in settings.tasks}
+    if not any(items.values()):
+        raise ValueError(f"{data} holds no item for {', '.join(settings.tasks)}.")
+    wanted = _describe_items(items)
     if state.is_main_process:
-        open_run(output, _config(settings, items, meter))
+        open_run(output, _config(settings, wanted, meter, commit), allow_changes)
+        _check_records(read_records(output, wanted), items, output)
     state.wait_for_everyone()
     device = str(state.device) if settings.device == "auto" else settings.device
-    skipped = _run_items(settings, items, meter, output, device, state.process_index, state.num_processes)
+    done = {(record["task"], record["id"]) for record in read_records(output, wanted)}
+    state.wait_for_everyone()
+    skipped = _run_items(settings, items, done, meter, output, device, state.process_index, state.num_processes)
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}
-    records = {(record["task"], record["id"]): record for record in read_records(output)}
+    records = {(record["task"], record["id"]): record for record in read_records(output, wanted)}
     ordered = [records[task, item.id] for task, rows in items.items() for item in rows if (task, item.id) in records]
     summary = {"system": settings.system, "skipped": skipped, **summarise(ordered)}
     write_json(output / SUMMARY, summary)
     return summary
 
 
-def _load_items(task: str, data_dir: Path, meter: TokenMeter, settings: RunSettings) -> list[Item]:
-    items = catalogue.find("tasks", task).load(Path(data_dir), meter)
+def _load_items(task: str, data: Path, meter: TokenMeter, settings: RunSettings) -> list[Item]:
+    items = catalogue.find("tasks", task)(data, meter)
     if len({item.id for item in items}) < len(items):
-        raise ValueError(f"`data_dir` gives task {task!r} items with equal ids; resuming needs them to be unique.")
+        twice = next(name for name, rows in grouped(items, lambda item: item.id).items() if len(rows) > 1)
+        raise ValueError(f"{data} gives task {task!r} items with equal ids ({twice!r}); they must be unique.")
     items = _spaced(items, settings.limit)
     return [_cut(item, meter) for item in items] if settings.cut else items
 
@@ -136,6 +160,17 @@ def _cut(item: Item, meter: TokenMeter) -> Item:
     if isinstance(item, QuestionItem) or len(item.segments) != 1 or VARIANT in item.id:
         return item
     return replace(item, segments=tuple(meter.segments(item.text)) or item.segments)
+
+
+def _check_records(records: Sequence[dict], items: dict[str, list[Item]], output: Path) -> None:
+    """That what was recorded before is of these items, so that nothing is left out for another run's sake."""
+    inputs = {(task, item.id): item.inputs_hash for task, rows in items.items() for item in rows}
+    strange = [row["id"] for row in records if inputs.get((row["task"], row["id"])) != row["inputs_hash"]]
+    if strange:
+        raise ValueError(
+            f"`output` {output.name!r} holds {len(strange)} items that are not of this run, such as {strange[0]!r}: "
+            "left over from another one. Give a new folder."
+        )
 
 
 def plan_batches(items: dict[str, list[Item]], batch_size: int) -> list[tuple[str, list[Item]]]:
@@ -158,6 +193,7 @@ def _length(item: Item) -> int:
 def _run_items(
     settings: RunSettings,
     items: dict[str, list[Item]],
+    done: set[tuple[str, str]],
     meter: TokenMeter,
     output: Path,
     device: str,
@@ -165,7 +201,6 @@ def _run_items(
     processes: int,
 ) -> str | None:
     """Run what is not recorded yet; the reason, if the system cannot run here."""
-    done = {(record["task"], record["id"]) for record in read_records(output)}
     batches = plan_batches(items, settings.batch_size)[rank::processes]
     todo = [(task, rows) for task, rows in batches if any((task, row.id) not in done for row in rows)]
     if not todo:
@@ -173,84 +208,67 @@ def _run_items(
     shared = {key: value for key, value in asdict(settings).items() if key in SystemSettings.__dataclass_fields__}
     system_settings = replace(SystemSettings(meter=meter, **shared), device=device)
     try:
-        system = catalogue.find("systems", settings.system).load(system_settings)
+        system = catalogue.find("systems", settings.system)(system_settings)
     except SystemUnavailable as reason:
         logger.warning("system %s is skipped: %s", settings.system, reason)
         return str(reason)
     hash_only = re.compile(settings.hash_only) if settings.hash_only else None
     meteor = wordnet_available()
-    total, finished = sum(len(rows) for _, rows in batches), sum(len(rows) for _, rows in batches)
-    finished -= sum(len(rows) for _, rows in todo)
-    with (
-        RecordWriter(output, rank) as writer,
-        tqdm(
-            total=total, initial=finished, unit="item", disable=None if rank == 0 else True, desc=settings.system
-        ) as bar,
-    ):
+    total = sum(len(rows) for _, rows in batches)
+    finished = total - sum(len(rows) for _, rows in todo)
+    hidden = None if rank == 0 else True
+    with tqdm(total=total, initial=finished, unit="item", disable=hidden, desc=settings.system) as bar:
         for task, rows in todo:
             bar.set_postfix_str(task)
             begin = time.perf_counter()
             outputs = run_batch(system, rows)
             seconds = (time.perf_counter() - begin) / len(rows)
-            writer.write(
+            records = (
                 make_record(task, row, text, system, meter, meteor, hash_only, seconds)
                 for row, text in zip(rows, outputs)
                 if (task, row.id) not in done
             )
+            append_records(output, rank, records)
             bar.update(len(rows))
     return None
 
 
-def _config(settings: RunSettings, items: dict[str, list[Item]], meter: TokenMeter) -> dict:
+def run_batch(system: System, items: Sequence[Item]) -> list[str | None]:
+    """The system's outputs for `items` of one kind, restored or answered; `None` for an item it cannot take."""
+    questions = [item for item in items if isinstance(item, QuestionItem)]
+    if questions:
+        return [system.answer(item.contexts, item.question) for item in questions]
+    texts = [item for item in items if isinstance(item, RestoreItem)]
+    pieces = iter(system.restore([segment for item in texts for segment in item.segments]))
+    return [_joined([next(pieces) for _ in item.segments]) for item in texts]
+
+
+def _joined(pieces: list[str | None]) -> str | None:
+    known = [piece for piece in pieces if piece is not None]
+    return "".join(known) if len(known) == len(pieces) else None
+
+
+def _describe_items(items: dict[str, list[Item]]) -> dict[str, dict]:
+    return {
+        task: {"number": len(rows), "sha256": items_hash((item.id, item.inputs_hash) for item in rows)}
+        for task, rows in items.items()
+    }
+
+
+def _config(settings: RunSettings, items: dict[str, dict], meter: TokenMeter, commit: str | None) -> dict:
     """Everything the numbers depend on. Folders are recorded by name and hash, not by their place on this machine."""
-    model = Path(settings.model)
     named = asdict(settings)
     named["tasks"] = list(settings.tasks)
     for key in ("model", "system_model", "font"):
         value = named[key]
         named[key] = Path(value).name if value and Path(value).exists() else value
     return {
-        "commit": _commit(),
+        "commit": commit,
         "settings": named,
-        "weights": _weights_hash(model),
+        "weights": weights_fingerprint(settings.model),
         "num_latents": meter.num_latents,
         "segment_tokens": meter.segment_tokens,
-        "items": {task: {"number": len(rows), "sha256": _items_hash(rows)} for task, rows in items.items()},
+        "items": items,
         "meteor": "computed" if wordnet_available() else "skipped: nltk finds no WordNet corpus",
-        "environment": {
-            "c3_hf": __version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "environment": environment(),
     }
-
-
-def _weights_hash(model: Path) -> str | None:
-    """SHA-256 over the weight files of a local checkpoint; `None` for a Hub id."""
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _items_hash(items: Sequence[Item]) -> str:
-    return hashlib.sha256("\n".join(f"{item.id} {item.inputs_hash}" for item in items).encode()).hexdigest()
-
-
-def _commit() -> str | None:
-    """Commit of the checkout this package runs from, "+" behind it if the package has changes; else `None`."""
-    package = Path(__file__).parents[1]
-    try:
-        commit, changes = (
-            subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}+" if changes else commit

@@ -1,9 +1,10 @@
-"""Means and bootstrap intervals over items."""
+"""Means, ratios and bootstrap intervals over items."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -71,3 +72,65 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashabl
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
+
+
+def by(records: list[dict], key: Callable[[dict], object]) -> dict:
+    """Records by key, keys sorted."""
+    groups = grouped(records, key)
+    return {name: groups[name] for name in sorted(groups, key=str)}
+
+
+def values(records: list[dict], metric: str) -> list[float]:
+    """The metric's value in each record."""
+    return [record["metrics"][metric] for record in records]
+
+
+def ratio(records: Sequence[dict], unit: str = "num_tokens") -> float:
+    """Tokens (or another unit) over slots, both summed over the records.
+
+    Tokens are those of the measured model's own vocabulary: a small one makes many of a text and so a large ratio.
+    Between models with different vocabularies, `"num_characters"` compares.
+    """
+    return sum(record[unit] for record in records) / max(sum(record["slots"] for record in records), 1)
+
+
+def with_interval(records: list[dict], metric: str, digits: int = 3) -> str:
+    """Mean and 95 % bootstrap interval over items as text, `0.981 [0.972, 0.989]`."""
+    numbers = values(records, metric)
+    low, high = bootstrap_interval(numbers)
+    return f"{mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def count(records: list[dict]) -> str:
+    """Number of records, and how many of them were too long for the system."""
+    refused = sum(record["refused"] for record in records)
+    return f"{len(records)}, {refused} too long" if refused else str(len(records))
+
+
+def summarise(records: Sequence[dict]) -> dict:
+    """Means by task, and within a task by kind, language and bin.
+
+    Args:
+        records: Item records, in the order of the tasks' own items.
+
+    Returns:
+        `metrics`: what a repetition must give again, to the last digit; `seconds`: what it need not.
+    """
+    metrics, seconds = {}, {}
+    for task, rows in grouped(records, itemgetter("task")).items():
+        metrics[task] = {"all": _means(rows)}
+        for key in ("kind", "lang", "bin"):
+            groups = grouped(rows, itemgetter(key))
+            metrics[task][f"by_{key}"] = {name: _means(group) for name, group in groups.items()}
+        seconds[task] = round(sum(row["seconds"] for row in rows), 3)
+    return {"metrics": metrics, "seconds": seconds}
+
+
+def _means(rows: Sequence[dict]) -> dict:
+    return {
+        "items": len(rows),
+        "refused": sum(row["refused"] for row in rows),
+        "compression_ratio": ratio(rows),
+        "characters_a_slot": ratio(rows, "num_characters"),
+        **mean_of([row["metrics"] for row in rows]),
+    }

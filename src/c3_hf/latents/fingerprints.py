@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -31,8 +33,13 @@ def fingerprint_model(model: PreTrainedModel) -> str:
     Raises:
         ValueError: If a parameter is not in memory (offloaded, or on the meta device).
     """
+    return fingerprint_parameters(sorted(model.named_parameters(), key=itemgetter(0)))
+
+
+def fingerprint_parameters(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """[`fingerprint_model`] of names and parameters, sorted by their names, one in memory at a time."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in parameters:
         if parameter.is_meta:
             raise ValueError(
                 f"`model` has the parameter {name} on the meta device, its values cannot be seen. Load it without "

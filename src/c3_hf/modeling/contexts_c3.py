@@ -286,14 +286,21 @@ def required_latents(config, contexts):
     return (used * slots).amax(dim=-1) * config.num_latents
 
 
+def _whole_blocks(config, prompt_ids):
+    """True where a whole block begins: start marker, `num_latents` placeholders, end marker."""
+    span = config.num_latents + 1
+    before = (prompt_ids == config.context_token_id).cumsum(dim=1)
+    opens = (prompt_ids[:, :-span] == config.context_start_token_id) & (
+        prompt_ids[:, span:] == config.context_end_token_id
+    )
+    return opens & (before[:, span:] - before[:, :-span] == config.num_latents)
+
+
 def _stray_markers(config, prompt_ids):
     """Rows `(batch_size,)` with a start or end marker outside a whole block; placeholders need no markers."""
     is_start = prompt_ids == config.context_start_token_id
     is_end = prompt_ids == config.context_end_token_id
-    span = config.num_latents + 1
-    before = (prompt_ids == config.context_token_id).cumsum(dim=1)
-    opens = is_start[:, :-span] & is_end[:, span:]
-    blocks = (opens & (before[:, span:] - before[:, :-span] == config.num_latents)).sum(dim=1)
+    blocks = _whole_blocks(config, prompt_ids).sum(dim=1)
     return (is_start.sum(dim=1) != blocks) | (is_end.sum(dim=1) != blocks)
 
 
@@ -341,21 +348,44 @@ def inline_contexts_are_read_raw(config, input_ids, labels, training):
     """
     Whether a call of forward(), which does not split contexts in line, reads some as raw text.
 
-    Looking waits for the device: not at a step of one token, and in training only where a loss would be wrong.
+    Looking waits for the device: not at a step of one token, and in training only in the body, which raises.
 
     Raises:
-        ValueError: if there are labels for them.
+        ValueError: if there are labels for them, see [`check_no_context_is_missing`].
     """
-    if input_ids is None or input_ids.shape[1] == 1 or torch.compiler.is_compiling():
-        return False
-    if (labels is None and training) or not find_inline_contexts(config, input_ids):
+    if input_ids is None or input_ids.shape[1] == 1 or training or torch.compiler.is_compiling():
         return False
     if labels is not None:
+        check_no_context_is_missing(config, input_ids)
+    return bool(find_inline_contexts(config, input_ids))
+
+
+def check_no_context_is_missing(config, input_ids):
+    """
+    Raise if prompts that are trained on without contexts have a block of placeholders, or a context in line.
+
+    Batches get that way where a data collator keeps `input_ids` and drops the rest: the decoder would train on prompts
+    without their contexts, and the encoder on nothing. Under `torch.compile` nothing is checked.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    if input_ids is None or torch.compiler.is_compiling():
+        return
+    inline = find_inline_contexts(config, input_ids)
+    if inline:
         raise ValueError(
             "`input_ids` holds contexts in line, but only `generate()` splits them: this loss would be that of raw "
-            "text. Pass `context_input_ids` (C3Processor makes them)."
+            f"text (row {inline[0][0]}). Pass `context_input_ids`: `c3_hf.data.collator.C3DataCollator(processor)` "
+            "makes batches that have them from chat messages."
         )
-    return True
+    rows = _whole_blocks(config, input_ids).nonzero()[:1].tolist()
+    if rows:
+        raise ValueError(
+            f"`context_input_ids` are missing from a training batch: row {rows[0][0]} of its prompts has a block of "
+            f"{config.num_latents} context placeholders. A data collator that knows only `input_ids` drops them; "
+            "`c3_hf.data.collator.C3DataCollator(processor)` makes whole batches from chat messages."
+        )
 
 
 def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[InlineContexts]:

@@ -18,7 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_c3 import C3Config
-from .contexts_c3 import check_contexts, inline_contexts_are_read_raw, resolve_latents
+from .contexts_c3 import check_contexts, check_no_context_is_missing, inline_contexts_are_read_raw, resolve_latents
 from .generation_c3 import CACHE_NAME, C3GenerationMixin, one_cache
 from .positions_c3 import (
     check_context_length,
@@ -128,9 +128,8 @@ class C3Model(C3PreTrainedModel):
             ValueError: if the ids are not two- or three-dimensional, hold the start marker, the mask has another
                 shape, or strides do not fit.
         """
-        return self._read(
-            check_contexts(self.config, context_input_ids, context_attention_mask, None, context_strides)
-        )
+        contexts = check_contexts(self.config, context_input_ids, context_attention_mask, None, context_strides)
+        return self._read(contexts)
 
     def _read(self, contexts):
         """Encoder latents of checked contexts."""
@@ -143,9 +142,11 @@ class C3Model(C3PreTrainedModel):
         # The queries see the text, the start marker and the queries before them. The end marker that the original
         # puts behind them is left out: the encoder is causal, so nothing that is used could see it.
         text_embeds = self.encoder.get_input_embeddings()(torch.cat([input_ids, start], dim=1))
-        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device))
-        queries = queries.to(text_embeds).expand(input_ids.shape[0], -1, -1)
-        inputs_embeds = torch.cat([text_embeds, queries], dim=1)
+        queries = self.latent_queries(torch.arange(num_latents, device=input_ids.device)).to(text_embeds)
+        inputs_embeds = torch.cat([text_embeds, queries.expand(input_ids.shape[0], -1, -1)], dim=1)
+        # Reentrant checkpointing trains nothing behind an input without a gradient: a frozen table under an adapter.
+        if self.training and torch.is_grad_enabled() and not inputs_embeds.requires_grad:
+            inputs_embeds.requires_grad_(any(parameter.requires_grad for parameter in self.encoder.parameters()))
         attention_mask, position_ids = context_positions(self.config, contexts)
         outputs = self.encoder(
             inputs_embeds=inputs_embeds,
@@ -154,8 +155,7 @@ class C3Model(C3PreTrainedModel):
             use_cache=False,
             return_dict=True,
         )
-        latents = outputs.last_hidden_state[:, -num_latents:]
-        return latents.reshape(batch_size, num_contexts, num_latents, -1)
+        return outputs.last_hidden_state[:, -num_latents:].reshape(batch_size, num_contexts, num_latents, -1)
 
     def latents_of(self, contexts) -> torch.FloatTensor:
         """
@@ -247,6 +247,8 @@ class C3Model(C3PreTrainedModel):
         if contexts is not None:
             context_latents = self.latents_of(contexts)
             inputs_embeds = merge_latents(inputs_embeds, placeholder_mask, context_latents)
+        elif self.training:
+            check_no_context_is_missing(self.config, input_ids)
         position_delta = None
         carried = getattr(cache, "position_delta", None) is not None
         if position_ids is None and (strides is not None or carried):

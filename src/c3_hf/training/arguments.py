@@ -20,6 +20,12 @@ PARTS: dict[str, str | tuple[str, ...]] = {
     "decoder": ("model.language_model.", "lm_head."),
 }
 
+# transformers 5 renamed two arguments; of each pair a recipe may use either name at either end.
+_CHECKPOINTING = (
+    ("activation_checkpointing", "gradient_checkpointing"),
+    ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+)
+
 
 @dataclass
 class ModelArguments:
@@ -52,6 +58,10 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; None leaves it to transformers."}
     )
+    trained_dtype: str = field(
+        default="float32",
+        metadata={"help": "Of the parameters that train: float32, or bfloat16, which loses small updates."},
+    )
     freeze: list[str] = field(default_factory=list, metadata={"help": f"Parts that do not train: {list(PARTS)}."})
     freeze_modules: list[str] = field(
         default_factory=list,
@@ -67,6 +77,8 @@ class ModelArguments:
             unknown = sorted(set(getattr(self, name)) - set(allowed))
             if unknown:
                 raise ValueError(f"`{name}` may name {allowed}, got {unknown}.")
+        if self.trained_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"`trained_dtype` must be float32 or bfloat16, got {self.trained_dtype!r}.")
         if set(self.freeze) >= set(PARTS) and not self.lora:
             raise ValueError(f"`freeze` names every part, {sorted(self.freeze)}: nothing is left to train.")
         if self.find_start and self.copy_start is None:
@@ -140,6 +152,11 @@ class DataArguments:
         for name in ("token_noise", "long_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        if self.streaming and self.batch_tokens is not None:
+            raise ValueError(
+                f"`batch_tokens` is {self.batch_tokens}, but with `streaming` batches have a fixed size. Leave "
+                "`batch_tokens` out and set `per_device_train_batch_size`."
+            )
 
 
 @dataclass
@@ -215,6 +232,7 @@ def parse_recipe(
     values = {**values, **_parse_overrides(overrides)}
     classes = (ModelArguments, DataArguments, C3TrainingArguments)
     fields = {entry.name: entry for cls in classes for entry in dataclasses.fields(cls)}
+    values = _settle_checkpointing(values, fields)
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ValueError(f"`recipe` {str(recipe)!r} has unknown fields: {unknown}. See docs/training.md for the list.")
@@ -224,6 +242,17 @@ def parse_recipe(
         for name, value in values.items()
     }
     return HfArgumentParser(classes).parse_dict(values)
+
+
+def _settle_checkpointing(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the newest names that this transformers knows, without re-entrance if nothing is said of it:
+    4.57 would re-enter, which torch advises against and 5.x no longer does."""
+    switch, options = (next(name for name in names if name in fields) for names in _CHECKPOINTING)
+    known = {name: new for names, new in zip(_CHECKPOINTING, (switch, options)) for name in names}
+    settled = {known.get(name, name): value for name, value in values.items()}
+    if settled.get(switch):
+        settled.setdefault(options, {"use_reentrant": False})
+    return settled
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import nn
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerFast
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..data.tasks import CONTINUE_PROMPT, FIND_PROMPT
@@ -30,12 +33,21 @@ from .copy_start import start_with_copying
 
 logger = logging.get_logger(__name__)
 
-# Where LoRA goes: the linear layers of one half. Plain layer names would hit both halves, since they share them.
-_LORA_TARGETS = {"encoder": r"model\.encoder\.layers\..*_proj", "decoder": r"model\.language_model\.layers\..*_proj"}
+# The two halves, as modules of the whole model.
+_HALVES = {"encoder": "model.encoder", "decoder": "model.language_model"}
 
 
-def prepare_model(arguments: ModelArguments) -> tuple[nn.Module, C3Processor]:
+def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> tuple[nn.Module, C3Processor]:
     """Build or load the model of a run and its processor.
+
+    Whatever the checkpoint holds, parameters that train are float32, unless `arguments.trained_dtype` says otherwise:
+    a bfloat16 number has 8 bits, so an update below 1/512 of it is rounded away, and at a learning rate of 1e-5 nearly
+    all are.
+
+    Args:
+        arguments: the model's part of a recipe.
+        mixed_precision: whether the run computes under autocast. Then the weights beside LoRA, which do not train,
+            stay in the checkpoint's dtype; without autocast one dtype holds for the whole model.
 
     Returns:
         The model, a PEFT model if `arguments.lora` names a half, and the processor.
@@ -43,19 +55,51 @@ def prepare_model(arguments: ModelArguments) -> tuple[nn.Module, C3Processor]:
     Raises:
         ImportError: if LoRA is asked for without `peft`.
     """
+    dtype = getattr(torch, arguments.trained_dtype)
+    if dtype != torch.float32:
+        logger.warning(
+            f"`trained_dtype` is {arguments.trained_dtype}: updates below 1/512 of a weight are lost, which at usual "
+            "learning rates are nearly all. Leave it out to train in float32; `bf16: true` computes in bfloat16."
+        )
     if arguments.model_name_or_path is None:
         model, processor = new_model(arguments)
+        cast_model(model, dtype)
     else:
-        model = C3ForConditionalGeneration.from_pretrained(arguments.model_name_or_path)
+        # Engines that divide the weights among processes want one dtype.
+        divided = is_fsdp_enabled() or is_deepspeed_zero3_enabled()
+        as_saved = bool(arguments.lora) and mixed_precision and not divided
+        model = C3ForConditionalGeneration.from_pretrained(
+            arguments.model_name_or_path, dtype="auto" if as_saved else dtype
+        )
         processor = C3Processor.from_pretrained(arguments.model_name_or_path)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
     freeze_parts(model, arguments.freeze, arguments.freeze_modules)
     if arguments.lora:
         model = add_lora(model, arguments)
+        if not is_deepspeed_zero3_enabled():
+            # The matrices and the copies of queries and projector that PEFT made.
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info(f"{trained:,} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters train.")
     return model, processor
+
+
+def cast_model(model: C3ForConditionalGeneration, dtype: torch.dtype) -> C3ForConditionalGeneration:
+    """Cast a model, in place, and what its configurations say: transformers 4.57 loads each half as its own says."""
+    for config in (model.config, model.config.text_config, model.config.encoder_config):
+        config.dtype = dtype
+    return model.to(dtype)
+
+
+def checkpoint_dtype(arguments: ModelArguments) -> torch.dtype:
+    """The dtype of the checkpoint a run starts from; float32 for a new model."""
+    if arguments.model_name_or_path is None:
+        return torch.float32
+    dtype = C3Config.from_pretrained(arguments.model_name_or_path).dtype or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3Processor]:
@@ -160,7 +204,7 @@ def freeze_parts(model: C3ForConditionalGeneration, parts: Sequence[str], module
 
 
 def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn.Module:
-    """Wrap the model with LoRA matrices on the halves `arguments.lora` names.
+    """Wrap the model with LoRA matrices on every linear layer of the halves `arguments.lora` names.
 
     The latent queries and the projector, new in every C3 model, train in full unless they are frozen.
     """
@@ -172,11 +216,25 @@ def add_lora(model: C3ForConditionalGeneration, arguments: ModelArguments) -> nn
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
-        target_modules="|".join(f"({_LORA_TARGETS[half]})" for half in arguments.lora),
+        target_modules="|".join(f"({_linear_layers(model, _HALVES[half])})" for half in arguments.lora),
         modules_to_save=[part for part in ("projector", "latent_queries") if part not in arguments.freeze],
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # GPT-2's layers hold their weights the other way round. PEFT sees it, sets the option by itself, and warns.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+        return get_peft_model(model, config)
+
+
+def _linear_layers(model: nn.Module, half: str) -> str:
+    """A regular expression for the linear layers of a half; plain layer names would hit both, which share them."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.get_submodule(half).named_modules()
+        # GPT-2 and its like have a class of their own for them.
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+    return rf"{re.escape(half)}\.(.*\.)?({'|'.join(sorted(map(re.escape, names)))})"
 
 
 def body(model: nn.Module) -> C3Model:

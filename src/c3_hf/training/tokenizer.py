@@ -6,8 +6,6 @@ The result differs from the released vocabulary in its words only: pre-tokenisat
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,6 +15,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..files import read_jsonl
 from ..modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, SPLIT_PATTERN, install_escapes
 
 
@@ -26,12 +25,9 @@ MAX_WORD_LENGTH = 24
 def read_texts(path: str | Path, share: float = 1.0, seed: int = 0) -> Iterator[str]:
     """Yield the "text" fields of a JSONL file (plain or gzip), each record kept with probability `share` (0 to 1)."""
     rng = np.random.default_rng(seed)
-    path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            if share >= 1 or rng.random() < share:
-                yield json.loads(line)["text"]
+    for record in read_jsonl(path):
+        if share >= 1 or rng.random() < share:
+            yield record["text"]
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

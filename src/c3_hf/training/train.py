@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,16 +12,15 @@ from transformers import ProcessorMixin, set_seed
 from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
-from ..data.lengths import LengthGroupedBatches, LengthSchedule
-from ..data.mixture import ExampleMaker, MixtureDataset, StreamingMixtureDataset
-from ..data.sources import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches, LengthSchedule
+from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
 from ..data.tasks import saved_prompts
+from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
-from .checkpoints import complete_checkpoints
-from .curriculum import AdaptiveCurriculum
-from .held_out import HeldOutText, parse_held_out_files, read_held_out
-from .model import body, compile_layers, prepare_model
-from .readout import LatentReadout
+from .losses import LatentReadout
+from .measures import HeldOutText, parse_held_out_files, read_held_out
+from .model import body, cast_model, checkpoint_dtype, compile_layers, prepare_model
 from .trainer import C3Trainer
 
 
@@ -42,9 +39,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     """
     set_seed(args.seed)
     files = parse_training_files(data_args.train_files, data_args.data_dir)
+    source = StreamingSource(files, args.seed) if data_args.streaming else RecordSource(files)
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
-    model, processor = prepare_model(model_args)
+    model, processor = prepare_model(model_args, mixed_precision=args.bf16 or args.fp16)
     processor.prompts |= saved_prompts(data_args.tasks)
     readout = None
     if args.readout_weight > 0:
@@ -52,34 +50,30 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         readout.attach(body(model))
     if args.compile_layers:
         compile_layers(model)
-    batches = plan_batches(data_args, args)
-    curriculum = make_curriculum(data_args, args, batches.schedule)
-    checkpoints = complete_checkpoints(args.output_dir) if args.resume else []
-    if checkpoints and curriculum is not None:
-        curriculum.load(checkpoints[-1])
+    batches, curriculum = plan_lengths(data_args, args)
     trainer = C3Trainer(
         model=model,
         args=args,
         processor=processor,
-        data_collator=make_collator(data_args, args, processor, batches.schedule, body(model).config.latent_stride),
-        train_dataset=make_dataset(data_args, args, processor, files, batches),
+        data_collator=make_collator(data_args, args, processor, batches.schedule, model.config.latent_stride),
+        train_dataset=make_dataset(data_args, args, processor, source, batches),
         batches=batches,
         eval_texts=held_out_texts(data_args, processor),
         num_free_running=data_args.eval_free_running_items,
         curriculum=curriculum,
         readout=readout,
     )
-    if checkpoints:
-        logger.warning(f"Resuming from {checkpoints[-1].name} in `output_dir`.")
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    trainer.train_or_go_on()
     if readout is not None:
         readout.detach(body(model))
     save_trained(trainer, model_args)
     return trainer
 
 
-def plan_batches(data_args: DataArguments, args: C3TrainingArguments) -> LengthGroupedBatches:
-    """Lengths and batch sizes of the whole run."""
+def plan_lengths(
+    data_args: DataArguments, args: C3TrainingArguments
+) -> tuple[LengthGroupedBatches, AdaptiveCurriculum | None]:
+    """Lengths and batch sizes of the whole run, and the rule that raises the lengths if the recipe asks for one."""
     schedule = LengthSchedule(
         min_tokens=data_args.min_context_tokens,
         ceiling=data_args.context_ceiling,
@@ -87,7 +81,7 @@ def plan_batches(data_args: DataArguments, args: C3TrainingArguments) -> LengthG
         long_share=data_args.long_share,
         seed=args.seed,
     )
-    return LengthGroupedBatches(
+    batches = LengthGroupedBatches(
         schedule,
         num_steps=args.max_steps,
         micro_batches_per_step=args.gradient_accumulation_steps * args.world_size,
@@ -95,23 +89,18 @@ def plan_batches(data_args: DataArguments, args: C3TrainingArguments) -> LengthG
         batch_tokens=data_args.batch_tokens,
         max_batch_size=data_args.max_batch_size,
     )
-
-
-def make_curriculum(
-    data_args: DataArguments, args: C3TrainingArguments, schedule: LengthSchedule
-) -> AdaptiveCurriculum | None:
-    """The rule that raises the ceiling, if the recipe asks for one."""
     if data_args.curriculum_accuracy is None:
-        return None
+        return batches, None
     # Batches are drawn ahead of their step: one by accelerate, and those the workers prefetch.
     ahead = 2 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-    return AdaptiveCurriculum(
+    curriculum = AdaptiveCurriculum(
         schedule,
         accuracy=data_args.curriculum_accuracy,
         growth=data_args.curriculum_growth,
         max_tokens=data_args.curriculum_max_tokens,
         steps_ahead=ahead,
     )
+    return batches, curriculum
 
 
 def make_collator(
@@ -140,23 +129,14 @@ def make_dataset(
     data_args: DataArguments,
     args: C3TrainingArguments,
     processor: ProcessorMixin,
-    files: Sequence[TrainingFile],
+    source: RecordSource | StreamingSource,
     batches: LengthGroupedBatches,
 ) -> MixtureDataset | StreamingMixtureDataset:
-    """The training set, map-style or streaming.
-
-    Raises:
-        ValueError: if `streaming` comes with `batch_tokens`: a streamed batch has a fixed number of samples.
-    """
+    """The training set, map-style or streaming as its source."""
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
-    if not data_args.streaming:
-        return MixtureDataset(RecordSource(files), maker)
-    if data_args.batch_tokens is not None:
-        raise ValueError(
-            f"`batch_tokens` is {data_args.batch_tokens}, but with `streaming` batches have a fixed size. Leave "
-            "`batch_tokens` out and set `per_device_train_batch_size`."
-        )
-    return StreamingMixtureDataset(StreamingSource(files, args.seed), maker, batches)
+    if isinstance(source, StreamingSource):
+        return StreamingMixtureDataset(source, maker, batches)
+    return MixtureDataset(source, maker)
 
 
 def held_out_texts(data_args: DataArguments, processor: ProcessorMixin) -> list[HeldOutText]:
@@ -167,30 +147,31 @@ def held_out_texts(data_args: DataArguments, processor: ProcessorMixin) -> list[
 
 def write_data_record(files: Sequence[TrainingFile], path: Path) -> None:
     """Write name, weight, bytes and SHA-256 of every training file as JSON."""
-    records = []
-    for file in files:
-        digest = hashlib.sha256()
-        with open(file.path, "rb") as content:
-            for block in iter(lambda: content.read(1 << 20), b""):
-                digest.update(block)
-        size = os.path.getsize(file.path)
-        records.append(
-            {"name": Path(file.path).name, "weight": file.weight, "bytes": size, "sha256": digest.hexdigest()}
-        )
+    records = [
+        {
+            "name": Path(file.path).name,
+            "weight": file.weight,
+            "bytes": os.path.getsize(file.path),
+            "sha256": file_sha256(file.path),
+        }
+        for file in files
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, records)
 
 
 def save_trained(trainer: C3Trainer, model_args: ModelArguments) -> None:
-    """Save the trained model into the output folder; LoRA matrices are merged into it."""
+    """Save the trained model into the output folder; LoRA matrices are merged into it, in the checkpoint's dtype.
+
+    What trained in full is saved as it trained, in float32: bfloat16 would round much of a short training away.
+    """
     if not model_args.lora:
         trainer.save_model()
         return
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        cast_model(merged, checkpoint_dtype(model_args))
         merged.save_pretrained(trainer.args.output_dir)
         trainer.processor.save_pretrained(trainer.args.output_dir)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import time
+import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,34 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers import ProcessorMixin, Trainer
+from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
-from ..data.lengths import LengthGroupedBatches
+from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches
 from .arguments import PARTS, C3TrainingArguments
-from .checkpoints import STAGING_FOLDER, publish_checkpoint
-from .curriculum import AdaptiveCurriculum
-from .held_out import HeldOutText, free_running_precision, token_accuracy
-from .loss import count_right, distillation_loss, token_loss
-from .meter import TrainingMeter
-from .readout import LatentReadout, without_readout
+from .losses import LatentReadout, count_right, distillation_loss, token_loss, without_readout
+from .measures import HeldOutText, JsonlLog, TrainingMeter, free_running_precision, token_accuracy
 
 
-class JsonlLog(TrainerCallback):
-    """Appends every log entry to a JSONL file, with the step and the seconds since the start of the process."""
+logger = logging.get_logger(__name__)
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._start = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Write one line; called by the Trainer."""
-        if not state.is_world_process_zero or not logs:
-            return
-        entry = {"step": state.global_step, "seconds": round(time.monotonic() - self._start, 1), **logs}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+STAGING_FOLDER = ".saving"
 
 
 class C3Trainer(Trainer):
@@ -70,6 +55,7 @@ class C3Trainer(Trainer):
         curriculum: AdaptiveCurriculum | None = None,
         readout: LatentReadout | None = None,
     ) -> None:
+        self._meter = TrainingMeter()
         super().__init__(
             model=model,
             args=args,
@@ -86,7 +72,17 @@ class C3Trainer(Trainer):
         self._num_free_running = num_free_running
         self._eval_collator = data_collator.without_noise()
         self._staging = False
-        self._meter = TrainingMeter()
+
+    def train_or_go_on(self) -> None:
+        """Train; if `args.resume` and `output_dir` has a complete checkpoint, go on from it with the same samples."""
+        checkpoints = complete_checkpoints(self.args.output_dir) if self.args.resume else []
+        if not checkpoints:
+            self.train()
+            return
+        logger.warning(f"Resuming from {checkpoints[-1].name} in `output_dir`.")
+        if self._curriculum is not None:
+            self._curriculum.load(checkpoints[-1])
+        self.train(resume_from_checkpoint=str(checkpoints[-1]))
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of the planned batches."""
@@ -231,3 +227,22 @@ class C3Trainer(Trainer):
 def _is_decoder(name: str) -> bool:
     bare = name.removeprefix("module.").removeprefix("base_model.model.")
     return bare.startswith(PARTS["decoder"])
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first; one that was being written when the run died is not here."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name[11:]))
+
+
+def publish_checkpoint(output_dir: str | Path, name: str, keep: int | None) -> Path:
+    """Move checkpoint `name` from the staging folder into `output_dir`, then delete all but the newest `keep`."""
+    target = Path(output_dir) / name
+    staged = Path(output_dir) / STAGING_FOLDER / name
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(staged, target)
+    if keep is not None:
+        for old in complete_checkpoints(output_dir)[:-keep]:
+            shutil.rmtree(old)
+    return target

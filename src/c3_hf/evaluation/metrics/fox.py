@@ -12,19 +12,11 @@ import logging
 import re
 import warnings
 
-from c3_hf.evaluation.metric_info import MetricInfo
-from c3_hf.evaluation.text_units import normalised_edit_distance
+from c3_hf.evaluation.metrics import Metric
+from c3_hf.evaluation.metrics.characters import normalised_edit_distance
 
 
-INFO = MetricInfo(
-    inputs="text",
-    low=0.0,
-    high=1.0,
-    best=1.0,
-    source="ucaslcl/Fox eval_tools/eval_ocr_test.py at 82f720c, arguments swapped as in its call",
-)
-
-# The tool's own range; text_units knows more scripts.
+# The tool's own range; `words` knows more scripts.
 _FOX_HAN = re.compile("[\u4e00-\u9fa5]")
 
 
@@ -123,3 +115,15 @@ def _meteor(predicted: list[str], expected: list[str]) -> float:
             "`meteor` is True but nltk finds no WordNet corpus; run nltk.download('wordnet') once, or leave it False."
         )
     return float(meteor_score([predicted], expected))
+
+
+METRICS = {
+    "fox": Metric(
+        fox,
+        inputs="text",
+        low=0.0,
+        high=1.0,
+        best=1.0,
+        source="ucaslcl/Fox eval_tools/eval_ocr_test.py at 82f720c, arguments swapped as in its call",
+    ),
+}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
-from c3_hf.evaluation.interface import SystemSettings
+from c3_hf.evaluation.system import DecoderSystem, SystemSettings, load_checkpoint
 from c3_hf.latents.restoring import context_room, restore_texts
 
 

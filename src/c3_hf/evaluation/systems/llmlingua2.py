@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from c3_hf.evaluation.interface import SystemSettings, SystemUnavailable
+from c3_hf.evaluation.system import SystemSettings, SystemUnavailable
 from c3_hf.evaluation.systems import full_text
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import adaptive_avg_pool1d
 
-from c3_hf.evaluation.checkpoint import DecoderSystem, load_checkpoint
-from c3_hf.evaluation.interface import SystemSettings
+from c3_hf.evaluation.system import DecoderSystem, SystemSettings, load_checkpoint
 
 
 class MeanPoolSystem(DecoderSystem):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from c3_hf.evaluation.interface import SystemSettings
+from c3_hf.evaluation.system import SystemSettings
 from c3_hf.evaluation.systems import full_text
 
 

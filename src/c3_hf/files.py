@@ -1,0 +1,243 @@
+"""Files and folders that are there whole or not at all, their digests, and JSON Lines.
+
+The standard library alone, so that a command can look at files before it loads anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+
+# Bytes of a file name on the file systems in use.
+LONGEST_NAME = 255
+
+
+def is_stream(path: str | os.PathLike) -> bool:
+    """Whether `path` is a device, a pipe or an open file of this process: written through, never replaced."""
+    if os.path.abspath(path).startswith(("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")):
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def check_name(path: str | os.PathLike, beside: str = "") -> None:
+    """Raise ValueError if the name of `path`, with `beside` behind it, is longer than a file's name may be."""
+    name = Path(path).name
+    size = len(os.fsencode(name + beside))
+    if size > LONGEST_NAME:
+        raise ValueError(
+            f"`output`: the name {name!r}{f' with {beside} behind it' if beside else ''} has {size} bytes, a file "
+            f"name may have {LONGEST_NAME}. Give a shorter one."
+        )
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path`, of this process, as long as names may be at most."""
+    end = f".{os.getpid()}.tmp"
+    name = os.fsencode(path.name)[: LONGEST_NAME - len(end) - 1]
+    return path.with_name(f".{name.decode(errors='ignore')}{end}")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` once it is written in full and on the disk.
+
+    A link stays: the file it leads to is replaced, with the mode it had. A device or a pipe is written through.
+
+    Raises:
+        OSError: if it cannot be written; the error names `path`.
+        ValueError: if its name is too long.
+    """
+    if is_stream(path):
+        with open(path, "wb") as file:
+            yield file
+        return
+    place = Path(os.path.realpath(path))
+    check_name(place)
+    temporary = temporary_path(place)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if place.exists():
+            shutil.copymode(place, temporary)
+        temporary.replace(place)
+    except OSError as error:
+        # The hidden name says nothing to whoever reads the message.
+        if error.filename == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it has been written.
+
+    Yields a temporary folder beside `path`. At the end of the block it is renamed to `path`; if the block fails it is
+    removed. A process that is killed leaves only the temporary folder, whose name begins with a dot.
+
+    Args:
+        path: the folder to make, links followed; it must not exist, or be empty.
+
+    Raises:
+        ValueError: if `path` exists and is not an empty folder, or its name is too long.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise ValueError(f"`output` {path} exists and is not an empty folder. Remove it, or give another name.")
+    check_name(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".", suffix=".tmp"))
+    try:
+        yield temporary
+        _give_usual_modes(temporary)
+        if place.exists():
+            place.rmdir()
+        temporary.replace(place)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _give_usual_modes(folder: Path) -> None:
+    """Give a folder and its files the modes that new ones get; temporary folders begin as the owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as indented JSON; the file appears whole or not at all, see [`atomic_file`]."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8; the message names the file.
+    """
+    return _parse(Path(path).read_bytes(), f"`{path}`")
+
+
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: if the file is absent.
+        ValueError: if it is not JSON in UTF-8, or no object; the message names the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`{path}` is absent. The folder is incomplete, or not in the layout expected here.")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"`{path}` holds a JSON {type(content).__name__}, expected an object.")
+    return content
+
+
+def read_jsonl(path: str | os.PathLike, skip_torn: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON Lines file, see [`numbered_jsonl`]."""
+    return (record for _, record in numbered_jsonl(path, skip_torn))
+
+
+def numbered_jsonl(path: str | os.PathLike, skip_torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number, from 1, and record of each line of a JSON Lines file, gzip-compressed if its name ends in `.gz`.
+
+    Empty lines are passed over; they count.
+
+    Args:
+        path: the file.
+        skip_torn: leave out a last line without a line break: a process was killed while it wrote it.
+
+    Raises:
+        ValueError: if a line is no JSON object in UTF-8, or the compressed file is damaged; the message names file and
+            line.
+    """
+    number = 0
+    with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if not line.strip() or (skip_torn and not line.endswith(b"\n")):
+                    continue
+                record = _parse(line, f"`{path}`, line {number},")
+                if not isinstance(record, dict):
+                    raise ValueError(
+                        f"`{path}`, line {number}, holds a {type(record).__name__}, expected an object like "
+                        '{"text": "..."}.'
+                    )
+                yield number, record
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"`{path}` is damaged behind line {number} ({error}). Fetch it again.") from error
+
+
+def append_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append records to a JSON Lines file, one line each, on the disk when this returns.
+
+    A last line that a killed process left without its end is dropped first, so that it spoils no other.
+    """
+    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    with open(path, "ab+") as file:
+        _drop_torn_line(file)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _drop_torn_line(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    kept = end
+    while kept > 0:
+        start = max(0, kept - (1 << 16))
+        file.seek(start)
+        block = file.read(kept - start)
+        if b"\n" in block:
+            kept = start + block.rindex(b"\n") + 1
+            break
+        kept = start
+    if kept < end:
+        file.truncate(kept)
+    file.seek(0, os.SEEK_END)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits; read block by block."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}.") from error
+    # A number of thousands of digits.
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON that can be read: {error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is JSON nested too deep to be read.") from error
