@@ -34,7 +34,7 @@ def served(pipe, folder, *, engine=None, max_bytes=None, api_keys=(), **limits):
     from c3_hf.serving.store import ContextStore
 
     limits, thread, batches = Limits(**limits), ModelThread(), []
-    store = ContextStore(folder, pipe.compress(b"").header, max_bytes)
+    store = ContextStore(folder, pipe.compress(b""), max_bytes)
     engine = engine(thread, limits) if engine else TransformersEngine(pipe, thread, limits, batches.append)
     with Live(create_app(pipe, thread, store, engine, limits, api_keys=api_keys)) as live:
         live.engine, live.store, live.thread, live.batches, live.pipe = engine, store, thread, batches, pipe

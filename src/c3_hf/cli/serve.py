@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     _log_requests()
     pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.model_dtype)
     pipe.name = args.name or pipe.name
-    store = ContextStore(args.store, pipe.compress(b"").header, sizes["store_size"])
+    store = ContextStore(args.store, pipe.compress(b""), sizes["store_size"])
     thread, metrics = ModelThread(), Metrics()
     engine: Engine
     if args.engine == "vllm":

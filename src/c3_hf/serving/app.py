@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from transformers.utils import logging
 
 from .. import __version__
-from ..latents.restoring import decoder_positions
 from ..pipeline import C3Pipeline
 from .chat import Answer, Asked, PromptReader, Usage
 from .contexts import Contexts
@@ -32,7 +31,7 @@ from .protocol import (
     read_form,
     read_segments,
 )
-from .replies import Engine, Piece
+from .replies import Engine, Piece, positions_of
 from .store import SUFFIX, ContextStore
 
 
@@ -49,6 +48,9 @@ class Server:
         engine: What makes replies.
         limits: What a client may ask for.
         metrics: Where requests are counted.
+
+    Raises:
+        ValueError: If the latents of the model have a stride, which stored contexts do not say.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Server:
         limits: Limits,
         metrics: Metrics,
     ):
+        if pipe.model.config.latent_stride is not None:
+            raise ValueError("`pipe`: the latents of this model have a stride; such a model cannot be served yet.")
         self._pipe, self._thread, self._engine, self._metrics = pipe, thread, engine, metrics
         self._contexts = Contexts(pipe, thread, store, limits)
         self._prompts = PromptReader(pipe, self._contexts, limits)
@@ -125,7 +129,7 @@ class Server:
             "created": 0,
             "owned_by": "c3_hf",
             "num_latents": config.num_latents,
-            "positions": decoder_positions(self._pipe.model),
+            "positions": positions_of(self._pipe),
             "prompts": self._pipe.processor.prompts,
         }
 

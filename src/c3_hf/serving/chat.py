@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
-from ..latents.restoring import decoder_positions
 from ..pipeline import C3Pipeline
 from .contexts import Contexts, Latents, check_texts
 from .protocol import ApiError, ChatForm, CompletionForm, ContextPart, GenerationForm, Limits
-from .replies import Piece, Prompt, Run, Settings
+from .replies import Piece, Prompt, Run, Settings, positions_of
 
 
 # Tokens of a reply where neither the request nor the checkpoint says how many.
@@ -147,7 +146,7 @@ class PromptReader:
 
     def _settings(self, form: GenerationForm, max_tokens: int | None, prompt_length: int) -> Settings:
         own = self._pipe.model.generation_config
-        positions = decoder_positions(self._pipe.model)
+        positions = positions_of(self._pipe)
         room = positions - prompt_length
         if room < 1 or (max_tokens or 1) > room:
             raise ApiError(

@@ -13,14 +13,11 @@ import torch
 from transformers.utils import logging
 
 from ..latents import CompressedContext
-from ..latents.header import ContextHeader
-from ..latents.output import JOURNAL_SUFFIX
-from ..latents.restoring import decoder_positions
 from ..pipeline import C3Pipeline
 from .engine import ModelThread, describe_error
 from .protocol import ApiError, CompressionForm, ContextPart, Limits
-from .replies import Places
-from .store import ContextStore, context_id_of
+from .replies import Places, positions_of
+from .store import JOURNAL_SUFFIX, ContextStore, context_id_of
 
 
 logger = logging.get_logger(__name__)
@@ -78,7 +75,7 @@ class Contexts:
         self._jobs: dict[str, _Job] = {}
         # Why compressions in the background failed, and what options mean: the last few of each.
         self._failures: dict[str, ApiError] = {}
-        self._headers: dict[tuple[Any, ...], ContextHeader] = {}
+        self._empties: dict[tuple[Any, ...], CompressedContext] = {}
 
     async def compress(
         self, data: bytes, form: CompressionForm, background: bool = False
@@ -100,8 +97,8 @@ class Contexts:
         if len(data) > self._limits.max_text:
             raise _too_long(self._limits)
         options = _options_of(form)
-        header = await self._header(options)
-        context_id = await asyncio.to_thread(context_id_of, data, header, form.dtype, form.verify)
+        empty = await self._empty(options)
+        context_id = await asyncio.to_thread(context_id_of, data, empty, form.verify)
         job = self._jobs.get(context_id)
         if job is None and context_id in self.store:
             return 200, await self.describe(context_id)
@@ -187,19 +184,19 @@ class Contexts:
         except ValueError as error:
             raise ApiError(500, f"this context is damaged: {part.id or 'text'}.", "context_damaged") from error
 
-    async def _header(self, options: dict[str, Any]) -> ContextHeader:
-        """That of a context with these options, which are checked and resolved in it."""
+    async def _empty(self, options: dict[str, Any]) -> CompressedContext:
+        """The context of no text with these options, which are checked and resolved in it."""
         key = tuple(options.values())
-        header = self._headers.get(key)
-        if header is None:
+        empty = self._empties.get(key)
+        if empty is None:
             try:
-                header = (await self._thread.run(lambda: self._pipe.compress(b"", **options))).header
+                empty = await self._thread.run(lambda: self._pipe.compress(b"", **options))
             except ValueError as error:
                 raise ApiError(400, str(error), "invalid_option") from error
-            self._headers[key] = header
-            while len(self._headers) > _MOST_KEPT:
-                del self._headers[next(iter(self._headers))]
-        return header
+            self._empties[key] = empty
+            while len(self._empties) > _MOST_KEPT:
+                del self._empties[next(iter(self._empties))]
+        return empty
 
     async def _compressed(self, text: str) -> CompressedContext:
         pipe = self._pipe
@@ -208,7 +205,7 @@ class Contexts:
         return await self._thread.run(lambda: pipe.compress([text], dtype=torch.float32, batch_size=_BATCH))
 
     def _check_room(self, num_blocks: int) -> None:
-        positions, per_block = decoder_positions(self._pipe.model), self._pipe.model.config.num_latents + 2
+        positions, per_block = positions_of(self._pipe), self._pipe.model.config.num_latents + 2
         if num_blocks * per_block >= positions:
             raise ApiError(
                 400,

@@ -14,12 +14,11 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from ..latents.restoring import decoder_positions, stop_token_ids
 from ..modeling.contexts_c3 import pad_rows
 from ..modeling.prompt_c3 import STOP_TOKEN
 from ..pipeline import C3Pipeline
 from .protocol import ApiError, Limits
-from .replies import Piece, Places, Prompt, Settings, TextStream
+from .replies import Piece, Places, Prompt, Settings, TextStream, positions_of
 
 
 logger = logging.get_logger(__name__)
@@ -180,8 +179,9 @@ class TransformersEngine:
         self.places = Places(limits.max_waiting, "places for replies")
         self._waiting: deque[_Row] = deque()
         self._lock = threading.Lock()
-        tokenizer = pipe.processor.tokenizer
-        self._stops = {*stop_token_ids(pipe.model), tokenizer.convert_tokens_to_ids(STOP_TOKEN)}
+        own = pipe.model.generation_config.eos_token_id
+        self._stops = {pipe.processor.tokenizer.convert_tokens_to_ids(STOP_TOKEN)}
+        self._stops |= {own} if isinstance(own, int) else set(own or ())
 
     async def start(self) -> None:
         """Nothing to do: the model is in memory."""
@@ -228,7 +228,7 @@ class TransformersEngine:
 
     def _take(self) -> list[_Row]:
         """The rows of the next batch: the first that waits, and those that fit beside it."""
-        room = decoder_positions(self._pipe.model)
+        room = positions_of(self._pipe)
         rows: list[_Row] = []
         passed_over: deque[_Row] = deque()
         with self._lock:

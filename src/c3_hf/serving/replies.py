@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 from transformers import ProcessorMixin
 
+from ..pipeline import C3Pipeline
 from .protocol import ApiError
 
 
@@ -170,6 +171,11 @@ class TextStream:
 
     def _decode(self, start: int, stop: int) -> str:
         return self._tokenizer.decode(self._ids[start:stop], skip_special_tokens=True)
+
+
+def positions_of(pipe: C3Pipeline) -> int:
+    """Positions of the decoder, for prompt and reply together."""
+    return pipe.model.config.text_config.max_position_embeddings
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..files import atomic_file
 from ..latents import CompressedContext
-from ..latents.header import ContextHeader
-from ..latents.output import JOURNAL_SUFFIX, atomic_file
 from .protocol import ApiError
 
 
 SUFFIX = ".c3"
+# Behind the name of a file that `compress` has not finished.
+JOURNAL_SUFFIX = ".journal"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -30,17 +31,17 @@ class ContextStore:
 
     Args:
         folder: Where the files are; made if it is absent.
-        header: That of any context of this model: others are refused.
+        example: Any context of the model, such as that of an empty text: those of others are refused.
         max_bytes: Most bytes of all files together; None is no limit.
 
     Raises:
         ValueError: If `max_bytes` is not positive, or `folder` is a file.
     """
 
-    def __init__(self, folder: str | os.PathLike, header: ContextHeader, max_bytes: int | None = None):
+    def __init__(self, folder: str | os.PathLike, example: CompressedContext, max_bytes: int | None = None):
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"`max_bytes` must be above 0, got {max_bytes}.")
-        self.folder, self.header, self.max_bytes = Path(folder), header, max_bytes
+        self.folder, self.header, self.max_bytes = Path(folder), example.header, max_bytes
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"`folder` {self.folder} is a file; give a folder for the store.")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -192,18 +193,17 @@ class ContextStore:
                 raise ApiError(413, "this context is larger than the store may be.", "context_too_large")
 
 
-def context_id_of(data: bytes, header: ContextHeader, dtype: str, verify: bool) -> str:
+def context_id_of(data: bytes, empty: CompressedContext, verify: bool) -> str:
     """The id of a text with the options it is compressed with: the same for both gives the same.
 
     Args:
         data: The text's bytes.
-        header: That of an empty context with these options, in which they are resolved.
-        dtype: What the latents are stored in.
+        empty: A context of no text with these options, in which they are resolved.
         verify: Whether they are measured.
     """
     passing = ("text_sha256", "source", "passes", "writer")
-    said: dict[str, Any] = {name: value for name, value in vars(header).items() if name not in passing}
-    said |= {"text": hashlib.sha256(data).hexdigest(), "dtype": dtype, "verify": verify}
+    said: dict[str, Any] = {name: value for name, value in vars(empty.header).items() if name not in passing}
+    said |= {"text": hashlib.sha256(data).hexdigest(), "dtype": str(empty.latents.dtype), "verify": verify}
     return f"c3-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
