@@ -179,8 +179,6 @@ def test_latents_with_a_stride_have_no_place_in_a_stock_decoder(released, tmp_pa
     convert(released().write(tmp_path / "source"), folder)
     config = read(folder / "config.json")
     (folder / "config.json").write_text(json.dumps({**config, "latent_stride": 4}), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=f"`layout` '{layout}' cannot hold this model: its latents keep the positions"
-    ):
+    with pytest.raises(ValueError, match=f"`layout` '{layout}' cannot hold this model: its latents keep the positions"):
         export(folder, tmp_path / "out", layout)
     assert export(folder, tmp_path / "encoder", "encoder")
