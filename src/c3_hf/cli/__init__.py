@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import ask, compress, convert, demo, evaluate, export, inspect, new, report, restore, train
+from . import ask, compress, convert, demo, evaluate, export, inspect, new, report, restore, serve, train
 from .messages import FAILED, INTERRUPTED, abandon_stdout, expected_errors, one_line, prepare_streams, say
 from .parsing import CommandParser
 
 
 # In the order in which --help lists them.
-COMMANDS = (demo, compress, restore, inspect, ask, convert, export, new, train, evaluate, report)
+COMMANDS = (demo, compress, restore, inspect, ask, convert, export, new, train, evaluate, report, serve)
 # The extra of setup.cfg that a command needs.
-EXTRAS = {"train": "train", "evaluate": "eval", "report": "eval"}
+EXTRAS = {"train": "train", "evaluate": "eval", "report": "eval", "serve": "serve"}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,142 @@
+"""`c3-hf serve`: compressed contexts and OpenAI's chat interface over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+
+from .messages import say
+
+
+KEY_VARIABLE, ENGINE_KEY_VARIABLE = "C3_API_KEY", "C3_ENGINE_API_KEY"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve compressed contexts and OpenAI's chat interface over HTTP",
+        description="Serve a model: POST /v1/contexts compresses a text once, /v1/chat/completions asks it from any "
+        "OpenAI client. See docs/serving.md.",
+    )
+    parser.add_argument(
+        "model", nargs="?", help="a C3 model, folder or Hub id (default: the bundled c3-tiny, offline)"
+    )
+    parser.add_argument("--name", help="what clients call the model (default: the folder's name)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: %(default)s)")
+    parser.add_argument(
+        "--model-dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype to compute in (default: %(default)s)",
+    )
+    parser.add_argument("--store", default="c3-contexts", help="folder of the contexts (default: %(default)s)")
+    parser.add_argument("--store-size", default="10GB", help="most bytes in it (default: %(default)s)")
+    parser.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY",
+        help=f"ask clients for this key; may be repeated (default: {KEY_VARIABLE}, which no list of processes shows)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers", help="what makes replies"
+    )
+    parser.add_argument(
+        "--engine-url", action="append", default=[], metavar="URL",
+        help="with --engine vllm: a server of the exported decoder, its key in "
+        f"{ENGINE_KEY_VARIABLE}; may be repeated",
+    )  # fmt: skip
+    limits = parser.add_argument_group("limits", "what a client may ask for")
+    limits.add_argument("--max-body", default="32MB", help="bytes of a request (default: %(default)s)")
+    limits.add_argument("--max-text", default="16MB", help="bytes of text of a request (default: %(default)s)")
+    limits.add_argument("--max-contexts", type=int, default=64, help="contexts of a request (default: %(default)s)")
+    limits.add_argument("--max-waiting", type=int, default=64, help="replies waiting or made (default: %(default)s)")
+    limits.add_argument("--max-jobs", type=int, default=8, help="texts compressed or restored (default: %(default)s)")
+    limits.add_argument("--max-batch", type=int, default=16, help="replies made together (default: %(default)s)")
+    limits.add_argument("--time-limit", type=float, default=600, help="seconds for a request (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
+    if (args.engine == "vllm") != bool(args.engine_url):
+        raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
+
+    import uvicorn
+    from transformers.utils import logging as transformers_logging
+
+    from c3_hf.pipeline import C3Pipeline
+    from c3_hf.serving.app import create_app
+    from c3_hf.serving.engine import ModelThread, TransformersEngine
+    from c3_hf.serving.gate import Metrics
+    from c3_hf.serving.protocol import Limits
+    from c3_hf.serving.replies import Engine
+    from c3_hf.serving.store import ContextStore
+    from c3_hf.serving.vllm import VllmEngine
+
+    limits = Limits(
+        max_body=sizes["max_body"],
+        max_text=sizes["max_text"],
+        max_contexts=args.max_contexts,
+        max_waiting=args.max_waiting,
+        max_jobs=args.max_jobs,
+        max_batch=args.max_batch,
+        seconds=args.time_limit,
+    )
+    transformers_logging.disable_progress_bar()
+    _log_requests()
+    pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.model_dtype)
+    pipe.name = args.name or pipe.name
+    store = ContextStore(args.store, pipe.compress(b""), sizes["store_size"])
+    thread, metrics = ModelThread(), Metrics()
+    engine: Engine
+    if args.engine == "vllm":
+        key = os.environ.get(ENGINE_KEY_VARIABLE)
+        engine = VllmEngine(pipe, thread, args.engine_url, limits, api_key=key)
+    else:
+        engine = TransformersEngine(pipe, thread, limits, metrics.batch.observe)
+    keys = args.api_key or [key for key in [os.environ.get(KEY_VARIABLE)] if key]
+    app = create_app(pipe, thread, store, engine, limits, metrics=metrics, api_keys=keys)
+    config = uvicorn.Config(
+        app,
+        args.host,
+        args.port,
+        log_level="warning",
+        access_log=False,
+        # Connections, those included that only listen: readers of texts, for one.
+        limit_concurrency=4 * (args.max_waiting + args.max_jobs),
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        # Here, where what it refuses is said in one line.
+        await engine.start()
+        say("serve", f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
+        await server.serve()
+
+    asyncio.run(serve())
+    return 0 if server.started else 1
+
+
+def _log_requests() -> None:
+    """Show the log of the server on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("c3_hf.serving")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _size(name: str, text: str) -> int:
+    """Bytes, from words such as "10GB"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.strip(), flags=re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if size < 1:
+        raise ValueError(f"`--{name.replace('_', '-')}` must be a size such as 500MB or 10GB, got {text!r}.")
+    return size
