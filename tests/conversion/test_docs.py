@@ -88,7 +88,7 @@ def test_every_option_of_the_table_exists(repository):
     assert len(options) > 8
     known = "".join(
         (repository / "src" / "c3_hf" / "cli" / f"{name}.py").read_text(encoding="utf-8")
-        for name in ("convert", "export", "new")
+        for name in ("convert", "export", "new", "loading")
     )
     assert [option for option in options if f'"{option}"' not in known] == []
 
