@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Remote code of test folders is copied here, not among the user's own modules.
-    os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="c3-hf-modules-"))
+    if hasattr(config, "workerinput") or "HF_MODULES_CACHE" not in os.environ:
+        os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="c3-hf-modules-")
     if not config.getoption("--run-hub"):
         os.environ["HF_HUB_OFFLINE"] = "1"
     # How long an example takes is the machine's business.

@@ -34,6 +34,7 @@ def generate(original: OriginalC3, case: dict, **changes) -> list[int]:
     return output[0, input_ids.shape[1] :].tolist()
 
 
+@pytest.mark.slow
 def test_it_generates_what_the_original_generated(golden):
     original, cases = golden
     assert len(cases) > 10

@@ -28,6 +28,7 @@ def run_example(repository, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_compressing_once_and_asking_often(run_example):
     shown = run_example("compress_and_ask.py")
     assert "-> 'The access code of the depot at Trieste is 481920." in shown

@@ -693,6 +693,7 @@ def test_verification_notices_a_model_that_computes_something_else(released, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_script_runs_by_its_path(released, tmp_path, repository):
     folder = released().write(tmp_path / "source")
     result = subprocess.run(

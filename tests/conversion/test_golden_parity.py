@@ -117,6 +117,7 @@ def compare_generation(golden: Golden, case: dict, inputs: dict) -> None:
     assert new_ids == expected, case["name"]
 
 
+@pytest.mark.slow
 def test_text_cases_through_the_processor(shared_dir, converted_goldens):
     golden = Golden("vocab_b", shared_dir, converted_goldens["vocab_b"])
     processor = AutoProcessor.from_pretrained(golden.folder, trust_remote_code=True)

@@ -193,6 +193,7 @@ def test_escaped_special_strings_are_plain_text(tokenizer, reference):
         assert ids == reference.encode("x" + text, disallowed_special=())
 
 
+@pytest.mark.slow
 def test_every_merge_makes_its_token(vocabulary_file, shared_dir):
     ranks = qwen_tiktoken.read_ranks(vocabulary_file)
     merges = qwen_tiktoken.recover_merges(ranks)

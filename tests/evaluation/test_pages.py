@@ -82,6 +82,7 @@ def ocr_checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_ocr_checkpoint_reads_pages(ocr_checkpoint, tiny_checkpoint):
     meter = load_meter(tiny_checkpoint, 32)
     settings = SystemSettings(

@@ -177,7 +177,12 @@ print((time.process_time() - middle) / (middle - start))
 
 
 @pytest.mark.parametrize(
-    "first", ["import c3_hf", "from c3_hf.modeling.configuration_c3 import C3Config", "from c3_hf import compress"]
+    "first",
+    [
+        "import c3_hf",
+        pytest.param("from c3_hf.modeling.configuration_c3 import C3Config", marks=pytest.mark.slow),
+        pytest.param("from c3_hf import compress", marks=pytest.mark.slow),
+    ],
 )
 def test_the_auto_classes_know_c3_whatever_is_imported_first(first):
     code = f"""

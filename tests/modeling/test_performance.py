@@ -137,6 +137,7 @@ def count_graphs(batches) -> int:
 
 
 # torch's compiler and what it traces use things that they themselves have deprecated.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_static_cache_and_a_compiled_step_cost_no_more_graphs_than_in_the_plain_decoder(processor):
     """Prompts that fit the cache share one graph; a longer one makes the cache anew, as in any model."""
@@ -245,6 +246,7 @@ print(json.dumps({"weights": weights, "peak": read("VmHWM") - before, "kept": re
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_loading_takes_no_second_copy_of_the_weights(folder, tmp_path):
     halves = {

@@ -67,7 +67,9 @@ def test_it_is_given_once(model):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("options", [{}, {"lora": ["encoder", "decoder"]}], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"lora": ["encoder", "decoder"]}, marks=pytest.mark.slow)], ids=["whole", "lora"]
+)
 def test_a_run_learns_the_heads_resumes_with_them_and_leaves_them_out(write_recipe, recipe, options, tmp_path):
     if options:
         pytest.importorskip("peft")
