@@ -106,6 +106,21 @@ def test_hub_files_import_the_standard_library_torch_transformers_and_siblings(p
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["configuration_c3", "modeling_c3", "processing_c3"])
+def test_files_of_auto_classes_import_themselves_all_that_they_need(name):
+    """From a local folder transformers 4.57 copies what a file imports, and not what that imports in turn."""
+
+    def siblings(stem: str) -> set[str]:
+        tree = parse(SOURCE / "modeling" / f"{stem}.py")
+        return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
+
+    direct = siblings(name)
+    needed = set(direct)
+    while more := set().union(*map(siblings, needed)) - needed:
+        needed |= more
+    assert needed - {name} == direct
+
+
 @pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
 def test_hub_files_have_no_text_that_reads_like_an_import(path):
     """Remote code finds relative imports by a regular expression, in docstrings too."""

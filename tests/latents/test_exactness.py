@@ -14,7 +14,7 @@ from c3_hf.latents.decoding import Restorer
 from c3_hf.latents.exact import ExactCounts, Residual, build_residual, keep_what_restores, restore_bytes
 from c3_hf.latents.measure import Calibration, SegmentFidelity, expected_precision, measure_margins, to_margin_dtype
 from c3_hf.latents.segments import Segment
-from c3_hf.modeling.contexts_c3 import pad_rows
+from c3_hf.modeling.positions_c3 import pad_rows
 from c3_hf.pipeline import restore_texts
 from factories import make_model, make_processor
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .. import __version__
-from ..modeling.contexts_c3 import pad_rows
+from ..modeling.positions_c3 import pad_rows
 from .context import LATENT_DTYPES, CompressedContext, check_at_least_1, check_joinable, project, quantize
 from .decoding import Restorer, batches_by_length, context_room
 from .exact import EXACT_MARGINS, ExactCounts, Residual, build_residual, keep_what_restores

@@ -17,7 +17,7 @@ from itertools import groupby
 import torch
 from transformers import ProcessorMixin
 
-from ..modeling.contexts_c3 import pad_rows
+from ..modeling.positions_c3 import pad_rows
 from .decoding import Restorer, context_arguments, decode_tokens
 from .exact import lost_characters
 from .segments import Segment, Source

@@ -17,11 +17,9 @@ from transformers.utils import ModelOutput
 from .contexts_c3 import (
     check_contexts,
     find_inline_contexts,
-    pad_contexts,
-    pad_rows,
     resolve_latents,
 )
-from .positions_c3 import carried_delta, check_room, merge_latents, stride_positions
+from .positions_c3 import carried_delta, check_room, merge_latents, pad_contexts, pad_rows, stride_positions
 
 
 CONTEXT_ARGUMENTS = ("context_input_ids", "context_attention_mask", "context_latents", "context_strides")

@@ -1,5 +1,5 @@
 # Copyright 2026 The c3_hf authors. Licensed under the Apache License, Version 2.0.
-"""Where latents go: the places of their placeholders, their positions, and whether a model has positions enough.
+"""Where things lie in a batch: padded rows, the places of latents, their positions, and whether there are enough.
 
 One of the remote-code files of every C3 repository on the Hub.
 """
@@ -291,3 +291,46 @@ def continued_positions(config, inputs_embeds, attention_mask, cache, placeholde
         position_ids = steps + position_ids[:, :1].clamp(min=0)
     delta = position_ids[:, -1:] - counted[:, -1:]
     return attention_mask, position_ids.clamp(min=0), delta
+
+
+def pad_contexts(rows):
+    """
+    Contexts of a batch of prompts as one tensor, and its mask.
+
+    Args:
+        rows (`list[list[torch.LongTensor]]`): for each prompt the ids of its contexts, each `(context_length,)`; at
+            least one context in all.
+
+    Returns:
+        Two `torch.LongTensor` of shape `(len(rows), num_contexts, context_length)`: padded right, and with slots
+        masked out where a prompt has fewer contexts than others.
+    """
+    num_contexts = max(map(len, rows))
+    empty = next(context for row in rows for context in row).new_empty(0)
+    flat = [context for row in rows for context in [*row, *[empty] * (num_contexts - len(row))]]
+    ids, mask = pad_rows(flat, left=False)
+    shape = (len(rows), num_contexts, ids.shape[1])
+    return ids.reshape(shape), mask.reshape(shape)
+
+
+def pad_rows(rows, left, length=0, value=0):
+    """
+    Rows of ids as one tensor, and its mask.
+
+    Args:
+        rows (`list[torch.LongTensor]`): each of shape `(row_length,)`; at least one.
+        left (`bool`): padding goes in front; else behind.
+        length (`int`, defaults to 0): least length of the result.
+        value (`int`, defaults to 0): the id that pads.
+
+    Returns:
+        Two `torch.LongTensor` of shape `(len(rows), sequence_length)`: ids, and 1 at a row's own ids, 0 at padding.
+    """
+    length = max(length, *map(len, rows))
+    ids = rows[0].new_full((len(rows), length), value)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(length - len(row), None) if left else slice(len(row))
+        ids[index, where] = row
+        mask[index, where] = 1
+    return ids, mask

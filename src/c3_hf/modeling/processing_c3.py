@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from .contexts_c3 import pad_contexts, pad_rows
+from .positions_c3 import pad_contexts, pad_rows
 from .prompt_c3 import (
     CONTEXT_END_TOKEN,
     CONTEXT_START_TOKEN,

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
-from ..modeling.contexts_c3 import pad_rows
+from ..modeling.positions_c3 import pad_rows
 from ..modeling.prompt_c3 import STOP_TOKEN
 from ..pipeline import C3Pipeline
 from .protocol import ApiError, Limits
