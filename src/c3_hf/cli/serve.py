@@ -8,6 +8,7 @@ import logging
 import os
 import re
 
+from .loading import add_dtype_argument
 from .messages import say
 
 
@@ -30,12 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: %(default)s)")
-    parser.add_argument(
-        "--model-dtype",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="dtype to compute in (default: %(default)s)",
-    )
+    add_dtype_argument(parser, "float32")
     parser.add_argument("--store", default="c3-contexts", help="folder of the contexts (default: %(default)s)")
     parser.add_argument("--store-size", default="10GB", help="most bytes in it (default: %(default)s)")
     parser.add_argument(
@@ -90,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     )
     transformers_logging.disable_progress_bar()
     _log_requests()
-    pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.model_dtype)
+    pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     pipe.name = args.name or pipe.name
     store = ContextStore(args.store, pipe.compress(b""), sizes["store_size"])
     thread, metrics = ModelThread(), Metrics()
@@ -117,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     async def serve() -> None:
         # Here, where what it refuses is said in one line.
         await engine.start()
-        say("serve", f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
+        say(args, f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
         await server.serve()
 
     asyncio.run(serve())

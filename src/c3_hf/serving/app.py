@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, UploadFile
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import UploadFile
 from transformers.utils import logging
 
 from .. import __version__
@@ -213,13 +214,12 @@ class Server:
         async with request.form(max_files=1, max_fields=16) as fields:
             file = fields.get("file")
             options = {name: _value(value) for name, value in fields.items() if isinstance(value, str)}
-            if not hasattr(file, "filename"):
+            if not isinstance(file, UploadFile):
                 raise ApiError(400, "`file` is missing: a text, or a file whose name ends in .c3.", "no_file", "file")
-            upload: UploadFile = file
-            if (upload.filename or "").endswith(SUFFIX):
-                return JSONResponse(await self._contexts.add(upload.file), 201)
+            if (file.filename or "").endswith(SUFFIX):
+                return JSONResponse(await self._contexts.add(file.file), 201)
             background = options.pop("background", False) is True
-            return await self._compress(request, await upload.read(), read_form(CompressionForm, options), background)
+            return await self._compress(request, await file.read(), read_form(CompressionForm, options), background)
 
     async def _compress(self, request: Request, data: bytes, form: CompressionForm, background: bool) -> Response:
         connection = Connection(request.receive)

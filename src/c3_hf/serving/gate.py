@@ -7,8 +7,8 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import Awaitable, MutableMapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, MutableMapping, Sequence
+from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
@@ -180,7 +180,7 @@ class ClosingStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self.body_iterator.aclose()
+            await cast("AsyncGenerator[Any, None]", self.body_iterator).aclose()
 
 
 def error_response(error: ApiError) -> JSONResponse:
