@@ -1,0 +1,46 @@
+"""What `c3-hf serve` says and refuses before it listens; tests/serving/test_safety.py runs it as a process."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from c3_hf.cli import main
+
+
+uvicorn = pytest.importorskip("uvicorn")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before():
+    """The command sets up the log of its process, which here is that of the tests."""
+    log = logging.getLogger("c3_hf.serving")
+    handlers, level = list(log.handlers), log.level
+    yield
+    log.handlers[:], log.level = handlers, level
+    transformers_logging.enable_progress_bar()
+
+
+def test_it_says_what_it_serves_and_where(tmp_path, monkeypatch, capsys):
+    async def listen(server):
+        server.started = True
+
+    monkeypatch.setattr(uvicorn.Server, "serve", listen)
+    store = tmp_path / "store"
+    assert main(["serve", "--store", str(store), "--port", "8123", "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr().err
+    assert f"c3-hf serve: c3-tiny on http://127.0.0.1:8123/v1, 0 contexts in {store}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "vllm"], "`--engine vllm` and `--engine-url` go together"),
+        (["--store-size", "much"], "`--store-size` must be a size such as 500MB or 10GB, got 'much'"),
+    ],
+)
+def test_what_it_refuses(words, message, capsys):
+    assert main(["serve", *words]) == 1
+    assert message in capsys.readouterr().err
