@@ -19,7 +19,8 @@ def logs_as_before():
     log = logging.getLogger("c3_hf.serving")
     handlers, level = list(log.handlers), log.level
     yield
-    log.handlers[:], log.level = handlers, level
+    log.handlers[:] = handlers
+    log.setLevel(level)
     transformers_logging.enable_progress_bar()
 
 
