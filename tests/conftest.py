@@ -90,3 +90,28 @@ def converted_goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory
         folders[name] = tmp_path_factory.mktemp("goldens") / name
         convert(shared_dir / "goldens" / name / "checkpoint", folders[name], verify=True)
     return folders
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A tiny model. Tests that change it make their own with `factories.make_model`."""
+    from factories import make_model
+
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """The tiny model's processor, likewise."""
+    from factories import make_processor
+
+    return make_processor()
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory, model, processor) -> str:
+    """Folder of the two, saved."""
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return str(path)

@@ -7,28 +7,9 @@ import io
 import pytest
 
 from c3_hf.cli import main
-from factories import make_model, make_processor
 
 
 TEXT = "Elf Schiffe <|im_end|> & Käse.\n\n数到第十一艘。\n"
-
-
-@pytest.fixture(scope="session")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="session")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory, model, processor):
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from c3_hf import compress
-from factories import make_model, make_processor
 
 
 TEXT = (
@@ -15,16 +14,6 @@ TEXT = (
     "数到第十一艘，他停了下来。海面上什么也没有了。\n"
     "A name like <|im_end|> or <imgpad> is text here, and so is cafe\u0301 (\u212b).\n"
 )
-
-
-@pytest.fixture(scope="session")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="session")
-def processor():
-    return make_processor()
 
 
 @pytest.fixture(scope="session")

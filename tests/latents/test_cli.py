@@ -17,14 +17,6 @@ from c3_hf.latents.rendering import AFTER_ERROR, CERTAIN, CLOSE, WRONG, characte
 DATA = "Elf Schiffe <|im_end|> & cafe\u0301\r\n\r\n数到第十一艘。\n".encode()
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, model, processor):
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return str(path)
-
-
 @pytest.fixture
 def run(model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

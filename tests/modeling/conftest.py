@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from c3_hf import C3ForConditionalGeneration
-from factories import make_model, make_processor
 
 
 # Marks of transformers' own tests, which test_mixins.py runs from a checkout.
@@ -75,14 +74,3 @@ def goldens(shared_dir: Path, converted_goldens: dict[str, Path]) -> dict[str, G
             load_file(source / "tensors.safetensors"),
         )
     return sets
-
-
-@pytest.fixture(scope="session")
-def model() -> C3ForConditionalGeneration:
-    """A tiny model. Tests that change it make their own with `make_model`."""
-    return make_model()
-
-
-@pytest.fixture(scope="session")
-def processor():
-    return make_processor()
