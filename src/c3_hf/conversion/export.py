@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from c3_hf.conversion import plan, weights
+from c3_hf.conversion.chat_templates import give_back_own_template
 from c3_hf.conversion.configs import stock_config, write_released_configs
-from c3_hf.conversion.new_model import find_body
+from c3_hf.conversion.halves import find_body
 from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes
 from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, ranks_of, write_ranks
 from c3_hf.conversion.released import ENCODER_FOLDER, fetch_folder
@@ -161,6 +162,7 @@ def _export_half(
         if (source / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source).save_pretrained(folder)
         _copy_tokenizer(source, folder)
+        give_back_own_template(source, folder)
     else:
         own = source / ENCODER_TOKENIZER_FOLDER
         _copy_tokenizer(own if own.is_dir() else source, folder)

@@ -49,7 +49,7 @@ class C3Processor(ProcessorMixin):
             whose two halves have different vocabularies.
         separate_encoder_vocabulary (`bool`, defaults to `False`): set by the saved file, so that `from_pretrained`
             knows to load `encoder_tokenizer`.
-        chat_template (`str`, *optional*): defaults to the tokenizer's, else to the original's prompt format.
+        chat_template (`str` or `dict[str, str]`, *optional*): defaults to the tokenizer's, else to the original's.
         prompts (`dict[str, str]`, *optional*): what the model was trained to be asked behind a context, saved with the
             processor. `"restore"` asks for the text back and is always there; `"find"` for the rest of a reply that
             begins with words of the text; `"ask"` stands in front of a free question.
@@ -294,14 +294,13 @@ class C3Processor(ProcessorMixin):
                 `{"type": "context", "latents": tensor}` with latents `(num_blocks, num_latents, text_hidden_size)`
                 that are computed already, one block a segment, or `{"type": "context", "num_blocks": int,
                 "num_latents": int}`, which only keeps their place: the latents go to `generate` by themselves.
-            documents (`list[dict]`, *optional*): each with `text` and perhaps `title`; compressed one by one, in front
-                of the first user message of every chat.
+            documents (`list[dict]`, *optional*): with `text`, perhaps `title`; compressed into the first user message.
             add_generation_prompt (`bool`, *optional*): open the assistant's turn at the end; by default, unless
                 `continue_final_message`.
             tokenize (`bool`, defaults to `True`): `False` returns the markup.
             return_dict (`bool`, defaults to `True`): `False` returns `input_ids` only.
             padding, truncation, return_tensors: as in `__call__`.
-            chat_template (`str`, *optional*): instead of the processor's own.
+            chat_template (`str`, *optional*): instead of the default one; `"decoder"` is the decoder's own, if kept.
             continue_final_message (`bool`, defaults to `False`): leave the last message open, a begun reply.
             kwargs: the other options of `__call__`, also as a dict `tokenizer_kwargs`; and variables of the template.
 
@@ -318,7 +317,8 @@ class C3Processor(ProcessorMixin):
         options |= kwargs.pop("tokenizer_kwargs", None) or {}
         single = bool(conversation) and isinstance(conversation[0], dict)
         chats = [conversation] if single else list(conversation)
-        template = chat_template or self.chat_template
+        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = named.get(chat_template or "default", chat_template)
         if kwargs.get("tools") and "tools" not in template:
             raise ValueError("`tools` have no place in this chat template. Give a `chat_template` that writes them.")
         if add_generation_prompt is None:
