@@ -26,7 +26,9 @@ def example(load_example):
     example = load_example("corpus_ray.py", "ray")
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Two cores of this machine, or the cluster that Ray's own variable names.
+    local = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 2, "include_dashboard": False}
+    ray.init(log_to_driver=False, **local)
     yield example
     ray.shutdown()
 
