@@ -166,6 +166,8 @@ def figures_of(results):
     }
 
 
+# transformers 5 has a new name for this property, which peft does not know yet.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_leaves_a_decoder_that_can_be_switched_back(made, pipe, chat_ids, tmp_path):
     peft = pytest.importorskip("peft", reason="peft comes with the extra `train`")
     text = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 3
