@@ -102,8 +102,9 @@ def read(files: list[str], id_column: str, text_column: str) -> ray.data.Dataset
     if unknown:
         raise ValueError(f"`files` must be .jsonl, .jsonl.gz or .parquet, got {unknown}.")
     parts = [READERS[kind](found) for kind, found in kinds.items() if found]
-    parts = [part.select_columns([id_column, text_column]) for part in parts]
-    return parts[0].union(*parts[1:]).rename_columns({id_column: "id", text_column: "text"})
+    names = {id_column: "id", text_column: "text"}
+    first, *others = [part.select_columns(list(names)).rename_columns(names) for part in parts]
+    return first.union(*others) if others else first
 
 
 def main() -> None:
