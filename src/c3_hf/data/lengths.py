@@ -41,7 +41,8 @@ class LengthSchedule:
             after the last one it stays. `raise_ceiling` adds pairs while training.
         multiple: lengths are rounded up to multiples of this.
         long_share: share of the steps (0 to 1) whose length lies in the upper fifth below the ceiling; the others
-            lie evenly between `min_tokens` and the ceiling.
+            lie between `min_tokens` and the ceiling, evenly on a logarithmic scale: what a latent has to hold is
+            found fastest in short texts.
         seed: lengths are a function of this, the step and the ceiling alone.
         num_latents: of a context, for a model whose latents have a stride. Then the tokens a latent stands for are
             drawn first, and lengths lie below what so many latents hold, so that low strides are seen as well.
@@ -107,7 +108,7 @@ class LengthSchedule:
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
         else:
-            length = rng.uniform(self.min_tokens, ceiling)
+            length = math.exp(rng.uniform(math.log(self.min_tokens), math.log(ceiling)))
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
