@@ -18,7 +18,7 @@ from ..data.lengths import SampleKey
 from ..data.samples import Sample, cut_to_tokens
 from ..data.tasks import restore
 from ..files import append_jsonl, read_jsonl
-from ..pipeline import restore_texts
+from ..pipeline import C3Pipeline
 
 
 # Contexts are sorted into bins by length in tokens: up to 8, 9 to 16, 17 to 32, ... and above the last.
@@ -120,24 +120,6 @@ class HeldOutText:
     text: str
 
 
-def parse_held_out_files(entries: Sequence[Any], data_dir: str | None) -> list[HeldOutFile]:
-    """Read the `eval_files` entry of a recipe: paths, or `{path, kind}` mappings, relative to `data_dir`.
-
-    Raises:
-        ValueError: if an entry has unknown fields or a file does not exist.
-    """
-    files = []
-    for entry in entries:
-        fields = {"path": entry} if isinstance(entry, str) else dict(entry)
-        path = Path(data_dir or ".") / fields.get("path", "")
-        if set(fields) - {"path", "kind"} or not path.is_file():
-            raise ValueError(
-                f"`eval_files` entries are existing files or {{path, kind}}, got {entry} ({str(path)!r})."
-            )
-        files.append(HeldOutFile(path, fields.get("kind")))
-    return files
-
-
 def read_held_out(
     files: Sequence[HeldOutFile], processor: Any, ratios: Sequence[float], num_items: int
 ) -> list[HeldOutText]:
@@ -196,5 +178,5 @@ def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str
     from rapidfuzz.distance import Levenshtein
 
     longest = max(len(ids) for ids, _ in processor.reader.read_plain(list(texts)))
-    restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
+    restored = C3Pipeline(model, processor).round_trip(list(texts), max_new_tokens=longest + 16)
     return sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)
