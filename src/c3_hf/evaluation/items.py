@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +19,8 @@ from c3_hf.modeling.prompt_c3 import TokenReader
 
 # In an id, between a text and the form in which this item has it; items of one text are kept or left out together.
 VARIANT = "@"
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class RestoreItem:
         """The whole reference."""
         return "".join(self.segments)
 
-    @property
+    @cached_property
     def inputs_hash(self) -> str:
         """SHA-256 of everything a system sees."""
         return _sha256(self.segments)
@@ -76,7 +78,7 @@ class QuestionItem:
     question: str
     answers: tuple[str, ...]
 
-    @property
+    @cached_property
     def inputs_hash(self) -> str:
         """SHA-256 of everything a system sees."""
         return _sha256([self.contexts, self.question])
@@ -231,6 +233,14 @@ def find_file(data: Path, name: str) -> Path:
             f"`data_dir` {str(data)!r} holds {len(found)} files {name!r}, expected one; name the folder of one."
         )
     return found[0]
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """Rows by key, groups in order of first appearance."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def _sha256(value: object) -> str:

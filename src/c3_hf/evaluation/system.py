@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from c3_hf.evaluation.items import TokenMeter
-from c3_hf.latents.decoding import decoder_positions, generation_budget
+from c3_hf.latents.decoding import GREEDY, decoder_positions, generation_budget
 from c3_hf.modeling.configuration_c3 import C3Config
+from c3_hf.pipeline import C3Pipeline
 
 
 class System(Protocol):
@@ -63,24 +64,13 @@ class SystemSettings:
         return self.max_new_tokens or generation_budget(self.meter.count(text))
 
 
-def load_checkpoint(settings: SystemSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model (evaluation mode, on `settings.device`, in `settings.dtype`) and processor of `settings.model`."""
-    processor = AutoProcessor.from_pretrained(settings.model)
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
-    return model.to(settings.device).eval(), processor
-
-
 class DecoderSystem:
-    """What the systems that ask the decoder of a C3 checkpoint share.
+    """What the systems that ask the decoder of the checkpoint `settings.model` share."""
 
-    Args:
-        model: A C3 model.
-        processor: Its processor.
-        settings: Sizes and limits.
-    """
-
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
-        self.model, self.processor, self.settings = model, processor, settings
+    def __init__(self, settings: SystemSettings):
+        self.settings = settings
+        self.pipe = C3Pipeline.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
+        self.model, self.processor = self.pipe.model, self.pipe.processor
 
     def restored(self, texts: Sequence[str], chat: Callable[[str], list[dict]]) -> list[str | None]:
         """The reply to `chat(text)` for each of `texts`, computed in batches; `None` for one too long."""
@@ -156,14 +146,6 @@ def _generate(
     model: PreTrainedModel, processor: ProcessorMixin, conversations: list[list[dict]], limits: list[int]
 ) -> list[str]:
     inputs = processor.apply_chat_template(conversations).to(model.device)
-    # Spelled out, because what is left open comes from the checkpoint's own generation settings.
-    sequences = model.generate(
-        **inputs,
-        max_new_tokens=max(limits),
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
+    sequences = model.generate(**inputs, max_new_tokens=max(limits), **GREEDY)
     new_ids = sequences[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode([row[:limit] for row, limit in zip(new_ids.tolist(), limits)])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from c3_hf.evaluation.items import DataLine, QuestionItem, TokenMeter, read_lines
-from c3_hf.evaluation.summary import grouped
+from c3_hf.evaluation.items import DataLine, QuestionItem, TokenMeter, grouped, read_lines
 
 
 # About 4,000 Qwen tokens of English; needles' depths are shares of this length.
