@@ -2,7 +2,7 @@
 
 Every character of the source belongs to exactly one segment and the segments are in order, so joining them gives the
 source back. A cut falls behind a paragraph, else behind a sentence, else in front of white space, else anywhere;
-where it falls does not depend on how the source was chunked.
+where it falls does not depend on the pieces in which the source came.
 """
 
 from __future__ import annotations
