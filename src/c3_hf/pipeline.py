@@ -207,7 +207,8 @@ class C3Pipeline:
         """
         if isinstance(texts, str):
             raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
-        contexts = [self.compress(text, segment_length=self.segment_room) for text in texts]
+        room = self.segment_room
+        contexts = [self.compress(text, segment_length=room) for text in texts]
         return [restored.text for restored in self.restore(contexts, **options)]
 
     def verify(self, context: CompressedContext, source: Source, **options: Any) -> CompressedContext:

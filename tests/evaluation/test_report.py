@@ -11,10 +11,11 @@ from PIL import Image
 
 from c3_hf.cli import main
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
-from c3_hf.evaluation.items import RestoreItem, grouped
+from c3_hf.evaluation.items import RestoreItem
 from c3_hf.evaluation.records import (
     FinishedRun,
     bootstrap_interval,
+    grouped,
     items_hash,
     make_record,
     mean_of,

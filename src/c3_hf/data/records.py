@@ -24,6 +24,8 @@ import numpy as np
 # The original's stand-in for the context in human turns; in other turns it is ordinary text.
 CONVERSATION_CONTEXT_MARK = "<image>"
 _CONVERSATION_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+# Records that streams are shuffled among.
+_SHUFFLE_BUFFER = 1000
 _MESSAGE_ROLES = ("system", "user", "assistant")
 
 
@@ -234,14 +236,13 @@ class StreamingSource:
     Args:
         files: the files and their weights.
         seed: of the shuffling and the interleaving.
-        buffer_size: records the shuffle buffer holds.
     """
 
-    def __init__(self, files: Sequence[TrainingFile], seed: int, buffer_size: int = 1000) -> None:
+    def __init__(self, files: Sequence[TrainingFile], seed: int) -> None:
         from datasets import interleave_datasets, load_dataset
 
         streams = [load_dataset("json", data_files=file.path, split="train", streaming=True) for file in files]
-        streams = [stream.shuffle(seed=seed, buffer_size=buffer_size) for stream in streams]
+        streams = [stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER) for stream in streams]
         weights = np.array([file.weight for file in files])
         self._stream = interleave_datasets(
             [stream.repeat(None) for stream in streams], probabilities=list(weights / weights.sum()), seed=seed

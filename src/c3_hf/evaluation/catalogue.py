@@ -75,10 +75,8 @@ def score_restoration(
     prediction: str, reference: str, encode: Callable[[str], list[int]], meteor: bool = False
 ) -> dict[str, float | list]:
     """Every metric of a restored text; `encode` turns text into the token ids that the token metrics compare."""
-    return {
-        **score("text", prediction, reference, {"fox": {"meteor": meteor}}),
-        **score("tokens", encode(prediction), encode(reference)),
-    }
+    tokens = encode(prediction), encode(reference)
+    return {**score("text", prediction, reference, {"fox": {"meteor": meteor}}), **score("tokens", *tokens)}
 
 
 def score_answer(prediction: str, answers: Sequence[str]) -> dict[str, float | list]:

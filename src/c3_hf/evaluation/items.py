@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +18,6 @@ from c3_hf.modeling.prompt_c3 import TokenReader
 
 # In an id, between a text and the form in which this item has it; items of one text are kept or left out together.
 VARIANT = "@"
-
-Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -208,14 +205,14 @@ class DataLine:
         }
 
 
-def read_lines(data: Path, name: str) -> Iterator[DataLine]:
+def read_lines(data: Path, name: str) -> list[DataLine]:
     """Records of the one file `name` in the folder `data` or below."""
     return lines_of(find_file(data, name))
 
 
-def lines_of(path: Path) -> Iterator[DataLine]:
+def lines_of(path: Path) -> list[DataLine]:
     """Records of a JSON Lines file, compressed if its name ends in `.gz`."""
-    return (DataLine(fields, f"{path} line {number}") for number, fields in numbered_jsonl(path))
+    return [DataLine(fields, f"{path} line {number}") for number, fields in numbered_jsonl(path)]
 
 
 def find_file(data: Path, name: str) -> Path:
@@ -233,14 +230,6 @@ def find_file(data: Path, name: str) -> Path:
             f"`data_dir` {str(data)!r} holds {len(found)} files {name!r}, expected one; name the folder of one."
         )
     return found[0]
-
-
-def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
-    """Rows by key, groups in order of first appearance."""
-    groups: dict[Hashable, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
 
 
 def _sha256(value: object) -> str:

@@ -6,20 +6,25 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
-from c3_hf.evaluation.items import Item, RestoreItem, TokenMeter, grouped
+from c3_hf.evaluation.items import Item, RestoreItem, TokenMeter
 from c3_hf.evaluation.system import System
 from c3_hf.files import append_jsonl, numbered_jsonl, read_json_object, write_json
 
 
+Row = TypeVar("Row")
+
 CONFIG, SUMMARY, ITEMS = "config.json", "summary.json", "items"
+# Means that an interval is read off; drawn with one seed, so that the same values give the same interval.
+_RESAMPLES = 2000
 # What a line of an item must have to be one.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "task": str,
@@ -65,14 +70,22 @@ def make_record(
         `reference` or `question` and `answers`, `refused` (too long for the system), `output` (null where it equals
         the reference, or is kept as a hash), `output_hash`, `metrics` and `seconds`.
     """
-    texts: dict[str, object]
     output = answer or ""
+    segments: Sequence[str]
     if isinstance(item, RestoreItem):
-        segments: Sequence[str] = item.segments
+        segments = item.segments
+    else:
+        segments = [segment for context in item.contexts for segment in meter.segments(context)]
+    sizes = {
+        "num_tokens": sum(meter.count(segment) for segment in segments),
+        "num_characters": sum(map(len, segments)),
+        "slots": sum(system.slots(segment) for segment in segments),
+    }
+    texts: dict[str, object]
+    if isinstance(item, RestoreItem):
         metrics = score_restoration(output, item.text, meter.encode, meteor)
         texts = {"reference": item.text}
     else:
-        segments = [segment for context in item.contexts for segment in meter.segments(context)]
         metrics = score_answer(output, item.answers)
         texts = {"question": item.question, "answers": list(item.answers)}
     # Of a text that came back whole one copy is enough.
@@ -81,15 +94,8 @@ def make_record(
         texts = dict.fromkeys(texts)
     return {
         "task": task,
-        "id": item.id,
-        "kind": item.kind,
-        "lang": item.lang,
-        "bin": item.bin,
-        "source": item.source,
-        "inputs_hash": item.inputs_hash,
-        "num_tokens": sum(meter.count(segment) for segment in segments),
-        "num_characters": sum(map(len, segments)),
-        "slots": sum(system.slots(segment) for segment in segments),
+        **{name: getattr(item, name) for name in ("id", "kind", "lang", "bin", "source", "inputs_hash")},
+        **sizes,
         "refused": answer is None,
         **texts,
         "output_hash": hashlib.sha256(output.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -288,16 +294,12 @@ def mean_of(rows: Sequence[Mapping]) -> dict:
     return result
 
 
-def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over items.
 
     Args:
         values: One number an item; at least one.
         confidence: Coverage in (0, 1).
-        resamples: Number of resampled means.
-        seed: Seed of the generator; the same values and seed give the same interval.
 
     Returns:
         Lower and upper end. One item gives an interval of width 0, which says nothing about other items.
@@ -310,9 +312,17 @@ def bootstrap_interval(
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"`confidence` is {confidence}, expected a share between 0 and 1 such as 0.95.")
     sample = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(sample), size=(resamples, len(sample)))
+    picks = np.random.default_rng(0).integers(0, len(sample), size=(_RESAMPLES, len(sample)))
     low, high = np.quantile(sample[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """Rows by key, groups in order of first appearance."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def by(records: list[dict], key: Callable[[dict], object]) -> dict:

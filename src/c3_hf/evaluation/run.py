@@ -6,66 +6,53 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from c3_hf.evaluation import catalogue
-from c3_hf.evaluation.items import VARIANT, Item, QuestionItem, RestoreItem, TokenMeter, grouped
+from c3_hf.evaluation.items import VARIANT, Item, QuestionItem, RestoreItem, TokenMeter
 from c3_hf.evaluation.metrics.fox import wordnet_available
 from c3_hf.evaluation.provenance import clean_commit, environment, weights_fingerprint
 from c3_hf.evaluation.records import (
     SUMMARY,
     append_records,
+    grouped,
     items_hash,
     make_record,
     open_run,
     read_records,
     summarise,
 )
-from c3_hf.evaluation.system import System, SystemSettings, SystemUnavailable, load_meter
+from c3_hf.evaluation.system import CheckpointSettings, System, SystemSettings, SystemUnavailable, load_meter
 from c3_hf.files import write_json
+from c3_hf.pipeline import check_device
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What is run; together with the data it fixes every number but the seconds.
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(CheckpointSettings):
+    """What is run; together with the data it fixes every number but the seconds. Beside those of a checkpoint:
 
     Args:
-        model: Folder or Hub id of a C3 checkpoint.
         tasks: Names in the tables of `c3_hf.evaluation.tasks`.
         system: Name of a module of `c3_hf.evaluation.systems`.
         limit: Most texts or questions of a task, evenly spaced over it; `None` for all.
-        batch_size: Texts computed at once.
         segment_tokens: Most tokens of a segment of long text; `None` for as many as `compress` takes.
         cut: Restore texts longer than a segment in segments, instead of in one block as the paper does.
-        max_new_tokens: Limit of a restored segment; `None` allows an eighth more than the segment has, and 16.
-        answer_tokens: Limit of an answer.
-        dtype: Name of the torch dtype; in float32 results do not depend on `batch_size`.
         device: Torch device; `"auto"` takes the one accelerate gives each process.
-        system_model: Weights of a system that brings its own.
-        font: TrueType file for systems that draw the text.
         hash_only: Regular expression; items whose id or source it finds are recorded with hashes in place of texts.
     """
 
-    model: str
     tasks: tuple[str, ...]
     system: str = "c3"
     limit: int | None = None
-    batch_size: int = 16
     segment_tokens: int | None = None
     cut: bool = False
-    max_new_tokens: int | None = None
-    answer_tokens: int = 32
-    dtype: str = "float32"
     device: str = "auto"
-    system_model: str | None = None
-    font: str | None = None
     hash_only: str | None = None
 
     def __post_init__(self):
@@ -73,7 +60,8 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, expected at least 1.")
-        check_device(self.device)
+        if self.device != "auto":
+            check_device(self.device)
         if self.hash_only is not None:
             try:
                 re.compile(self.hash_only)
@@ -81,22 +69,6 @@ class RunSettings:
                 raise ValueError(f"`hash_only` is {self.hash_only!r}, no regular expression ({error}).") from error
         if not self.tasks:
             raise ValueError(f"`tasks` is empty, expected some of: {', '.join(catalogue.names('tasks'))}.")
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know or does not find here; `"auto"` is none.
-
-    Raises:
-        ValueError: If it cannot be computed on.
-    """
-    if device == "auto":
-        return
-    try:
-        torch.empty(0, device=device)
-    # torch built without CUDA asserts.
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`device` is {device!r}, expected one that is here, such as 'cpu' ({reason}).") from error
 
 
 def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = False) -> dict:
@@ -212,8 +184,8 @@ def _length(item: Item) -> int:
 
 
 def _system_settings(settings: RunSettings, meter: TokenMeter, device: str) -> SystemSettings:
-    shared = {key: value for key, value in asdict(settings).items() if key in SystemSettings.__dataclass_fields__}
-    return replace(SystemSettings(meter=meter, **shared), device=device)
+    shared = {field.name: getattr(settings, field.name) for field in fields(CheckpointSettings)}
+    return SystemSettings(**{**shared, "device": device}, meter=meter)
 
 
 def _work_off(
@@ -277,8 +249,8 @@ def _made_with(settings: RunSettings, allow_changes: bool) -> dict:
     return {
         "commit": clean_commit(allow_changes),
         "settings": named,
-        "weights": weights_fingerprint(settings.model),
         "environment": environment(),
+        "weights": weights_fingerprint(settings.model),
     }
 
 

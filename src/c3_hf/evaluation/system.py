@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from c3_hf.evaluation.items import TokenMeter
 from c3_hf.latents.decoding import GREEDY, decoder_positions, generation_budget
 from c3_hf.modeling.configuration_c3 import C3Config
-from c3_hf.pipeline import C3Pipeline
+from c3_hf.pipeline import C3Pipeline, check_checkpoint
 
 
 class System(Protocol):
@@ -33,24 +33,22 @@ class SystemUnavailable(RuntimeError):
     """A system cannot run here; the message says why, and the run records it as skipped."""
 
 
-@dataclass(frozen=True)
-class SystemSettings:
-    """What every system is built from.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """How a checkpoint, and what is compared with it, is loaded and computed.
 
     Args:
         model: Folder or Hub id of a C3 checkpoint; gives decoder, tokenizer and number of latents.
-        meter: Its tokenizer and the sizes texts are cut by.
         batch_size: Texts computed at once; the results do not depend on it in float32.
         max_new_tokens: Limit of a restored segment; `None` allows an eighth more than the segment has, and 16.
         answer_tokens: Limit of an answer.
         dtype: Name of the torch dtype weights are loaded in.
-        device: Torch device name.
+        device: Torch device.
         system_model: Folder or Hub id of further weights, for systems that bring their own.
         font: A TrueType file for systems that draw the text; needed for scripts that DejaVu Sans does not cover.
     """
 
     model: str
-    meter: TokenMeter
     batch_size: int = 16
     max_new_tokens: int | None = None
     answer_tokens: int = 32
@@ -58,6 +56,13 @@ class SystemSettings:
     device: str = "cpu"
     system_model: str | None = None
     font: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings(CheckpointSettings):
+    """What every system is built from: the checkpoint's tokenizer with the sizes texts are cut by, and how to load."""
+
+    meter: TokenMeter
 
     def restore_limit(self, text: str) -> int:
         """Most tokens a system may generate to restore `text`."""
@@ -95,15 +100,9 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
         segment_tokens: Tokens of a segment of long text; by default as many as `compress` takes.
 
     Raises:
-        OSError: If there is no such checkpoint.
-        ValueError: If it is not one of C3.
+        ValueError: If there is none there, or it is not one of C3.
     """
-    model_type = PretrainedConfig.get_config_dict(model)[0].get("model_type")
-    if model_type != C3Config.model_type:
-        raise ValueError(
-            f"`model` {str(model)!r} is of the type {model_type!r}, expected {C3Config.model_type!r}: measured is "
-            "a C3 checkpoint, or a baseline on the decoder of one."
-        )
+    check_checkpoint(os.fspath(model))
     processor = AutoProcessor.from_pretrained(model)
     config = C3Config.from_pretrained(model)
     return TokenMeter(

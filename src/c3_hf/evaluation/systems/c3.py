@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from c3_hf.evaluation.system import DecoderSystem
+from c3_hf.evaluation.system import DecoderSystem, SystemSettings
 from c3_hf.latents.decoding import GREEDY, decoder_positions
 
 
 class C3System(DecoderSystem):
     """Every text is compressed to `num_latents` latents, as `compress` stores them; the decoder sees nothing else."""
+
+    def __init__(self, settings: SystemSettings):
+        super().__init__(settings)
+        self.room = self.pipe.segment_room
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its latents, by the checkpoint's "Repeat the text: " prompt."""
@@ -24,8 +28,7 @@ class C3System(DecoderSystem):
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
         if not all(map(self._fits, segments)):
             return None
-        room = self.pipe.segment_room
-        compressed = [self.pipe.compress(segment, segment_length=room) for segment in segments]
+        compressed = [self.pipe.compress(segment, segment_length=self.room) for segment in segments]
         content = [{"type": "context", "context": context} for context in compressed]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         limit = self.settings.answer_tokens
@@ -38,7 +41,7 @@ class C3System(DecoderSystem):
         return self.settings.meter.num_latents
 
     def _fits(self, text: str) -> bool:
-        return len(self.processor.tokenize_context(text)) <= self.pipe.segment_room
+        return len(self.processor.tokenize_context(text)) <= self.room
 
 
 load = C3System
