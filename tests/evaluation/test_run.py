@@ -405,7 +405,7 @@ def test_a_model_that_is_no_c3_is_refused(data_dir, tmp_path):
     GPT2Config().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="is a model of type 'gpt2', not a C3 model"):
         run(settings(tmp_path / "gpt2"), data_dir, tmp_path / "out")
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(ValueError, match="nowhere: no C3 model can be loaded from there"):
         run(settings(tmp_path / "nowhere"), data_dir, tmp_path / "out")
 
 

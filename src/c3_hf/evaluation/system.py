@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor
 
 from c3_hf.evaluation.items import TokenMeter
 from c3_hf.latents.decoding import GREEDY, decoder_positions, generation_budget
@@ -83,13 +83,35 @@ class DecoderSystem:
         for start in range(0, len(texts), self.settings.batch_size):
             batch = texts[start : start + self.settings.batch_size]
             limits = [self.settings.restore_limit(text) for text in batch]
-            outputs += replies(self.model, self.processor, [chat(text) for text in batch], limits)
+            outputs += self.replies([chat(text) for text in batch], limits)
         return outputs
 
     def answered(self, content: str | list[dict]) -> str | None:
         """The reply to one user message; `None` if it is too long."""
-        chat = [{"role": "user", "content": content}]
-        return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]
+        return self.replies([[{"role": "user", "content": content}]], [self.settings.answer_tokens])[0]
+
+    @torch.no_grad()
+    def replies(self, conversations: Sequence[list[dict]], limits: Sequence[int]) -> list[str | None]:
+        """Greedy replies of the decoder to chats, computed in one batch.
+
+        Args:
+            conversations: Chats as `apply_chat_template` takes them.
+            limits: Most new tokens of each reply; a reply is cut at its own, so that it does not depend on the others.
+
+        Returns:
+            The replies, white space at both ends kept; `None` where prompt and limit exceed the decoder's positions.
+        """
+        room = decoder_positions(self.model)
+        lengths = map(self.pipe.positions_taken, conversations)
+        taken = [row for row, length in enumerate(lengths) if length + limits[row] <= room]
+        if not taken:
+            return [None] * len(conversations)
+        inputs = self.processor.apply_chat_template([conversations[row] for row in taken]).to(self.model.device)
+        sequences = self.model.generate(**inputs, max_new_tokens=max(limits[row] for row in taken), **GREEDY)
+        new_ids = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        texts = self.processor.batch_decode([ids[: limits[row]] for row, ids in zip(taken, new_ids)])
+        replied = dict(zip(taken, texts))
+        return [replied.get(row) for row in range(len(conversations))]
 
 
 def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> TokenMeter:
@@ -110,41 +132,3 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
         num_latents=processor.num_latents,
         segment_tokens=segment_tokens or config.longest_segment,
     )
-
-
-@torch.no_grad()
-def replies(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    conversations: Sequence[list[dict]],
-    limits: Sequence[int],
-) -> list[str | None]:
-    """Greedy replies of the decoder to chats, computed in one batch.
-
-    Args:
-        model: A C3 model.
-        processor: Its processor.
-        conversations: Chats as `apply_chat_template` takes them.
-        limits: Most new tokens of each reply; a reply is cut at its own, so that it does not depend on the others.
-
-    Returns:
-        The replies, white space at both ends kept; `None` where prompt and limit exceed the decoder's positions.
-    """
-    lengths = [len(processor.apply_chat_template(chat)["input_ids"][0]) for chat in conversations]
-    room = decoder_positions(model)
-    taken = [row for row, length in enumerate(lengths) if length + limits[row] <= room]
-    answered: list[str | None] = [None] * len(lengths)
-    if taken:
-        texts = _generate(model, processor, [conversations[row] for row in taken], [limits[row] for row in taken])
-        for row, text in zip(taken, texts):
-            answered[row] = text
-    return answered
-
-
-def _generate(
-    model: PreTrainedModel, processor: ProcessorMixin, conversations: list[list[dict]], limits: list[int]
-) -> list[str]:
-    inputs = processor.apply_chat_template(conversations).to(model.device)
-    sequences = model.generate(**inputs, max_new_tokens=max(limits), **GREEDY)
-    new_ids = sequences[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode([row[:limit] for row, limit in zip(new_ids.tolist(), limits)])
