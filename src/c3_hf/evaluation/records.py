@@ -73,7 +73,7 @@ def make_record(
     output = answer or ""
     segments: Sequence[str]
     if isinstance(item, RestoreItem):
-        segments = item.segments
+        segments, text = item.segments, item.text
     else:
         segments = [segment for context in item.contexts for segment in meter.segments(context)]
     sizes = {
@@ -83,8 +83,8 @@ def make_record(
     }
     texts: dict[str, object]
     if isinstance(item, RestoreItem):
-        metrics = score_restoration(output, item.text, meter.encode, meteor)
-        texts = {"reference": item.text}
+        metrics = score_restoration(output, text, meter.encode, meteor)
+        texts = {"reference": text}
     else:
         metrics = score_answer(output, item.answers)
         texts = {"question": item.question, "answers": list(item.answers)}

@@ -143,8 +143,10 @@ def _load_items(
 
 def _spaced(items: list[Item], limit: int | None) -> list[Item]:
     """Items of at most `limit` texts, evenly spaced; a text that stands in several items keeps all of them."""
+    if limit is None:
+        return items
     texts = list(grouped(items, lambda item: item.id.partition(VARIANT)[0]).values())
-    count = len(texts) if limit is None else min(limit, len(texts))
+    count = min(limit, len(texts))
     return [item for number in range(count) for item in texts[number * len(texts) // count]]
 
 

@@ -170,7 +170,7 @@ def compress_text(
             with claimed(output, JOURNAL_SUFFIX) as path:
                 context = _compress_to_file(compressor, reader, path, append, name)
         else:
-            parts = [compressor.empty(), *compressor.groups(reader)]
+            parts = list(compressor.groups(reader)) or [compressor.empty()]
             joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
             context = dataclasses.replace(joined, header=compressor.final_header(name))
     lost = context.num_lost_characters
