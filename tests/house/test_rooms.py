@@ -111,7 +111,7 @@ def test_the_way_of_an_item_to_the_report(model_path, tmp_path):
         write_report([tmp_path / "run"], tmp_path / "report")
 
     rooms = rooms_passed(item_to_report)
-    assert_way(rooms, 30, 60)
+    assert_way(rooms, 25, 43)
     assert {"evaluation/run", "evaluation/records", "evaluation/report"} <= set(rooms)
 
 
@@ -142,5 +142,5 @@ def test_the_way_of_a_recipe_to_a_step_of_the_optimizer(model_path, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     rooms = rooms_passed(lambda: train(*parse_recipe(path)))
-    assert_way(rooms, 13, 22)
+    assert_way(rooms, 12, 20)
     assert {"training/train", "training/trainer", "data/collator"} <= set(rooms)
