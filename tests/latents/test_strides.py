@@ -23,7 +23,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def pipe():
     # What this one writes depends on its strides.
-    return C3Pipeline(make_model(4, latent_stride=STRIDE), make_processor(prompts={"ask": "Repeat the text: "}))
+    return C3Pipeline(make_model(10, latent_stride=STRIDE), make_processor(prompts={"ask": "Repeat the text: "}))
 
 
 @pytest.fixture(scope="module")
