@@ -47,9 +47,13 @@ class LengthSchedule:
         seed: lengths are a function of this, the step and the ceiling alone.
         num_latents: of a context, for a model whose latents have a stride. Then the tokens a latent stands for are
             drawn first, and lengths lie below what so many latents hold, so that low strides are seen as well.
+        stride_ceiling: `(step, tokens)` pairs, the most tokens a latent stands for, interpolated like `ceiling`;
+            `None` means as many as let the latents hold the ceiling. New places of a latent are found fastest in short
+            texts, so strides may grow before lengths do.
 
     Raises:
-        ValueError: for a ceiling that is empty, out of order or below `min_tokens`, or a non-positive `multiple`.
+        ValueError: for a ceiling that is empty, out of order or below its least value, a non-positive `multiple`, or
+            strides without latents.
     """
 
     def __init__(
@@ -60,12 +64,21 @@ class LengthSchedule:
         long_share: float = 0.4,
         seed: int = 0,
         num_latents: int | None = None,
+        stride_ceiling: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        steps = [step for step, _ in ceiling]
-        if not steps or steps != sorted(set(steps)) or min(tokens for _, tokens in ceiling) < min_tokens:
+        for name, pairs, least in (("ceiling", ceiling, min_tokens), ("stride_ceiling", stride_ceiling, 1)):
+            if pairs is None:
+                continue
+            steps = [step for step, _ in pairs]
+            if not steps or steps != sorted(set(steps)) or min(tokens for _, tokens in pairs) < least:
+                raise ValueError(
+                    f"`{name}` must be (step, tokens) pairs with rising steps and at least {least} tokens, got "
+                    f"{list(pairs)}."
+                )
+        if stride_ceiling is not None and num_latents is None:
             raise ValueError(
-                f"`ceiling` must be (step, tokens) pairs with rising steps and at least `min_tokens`={min_tokens} "
-                f"tokens, got {list(ceiling)}."
+                "`stride_ceiling` was given, but the latents of this model have no stride (`latent_stride`). Leave it "
+                "out."
             )
         if min_tokens < 1 or multiple < 1:
             raise ValueError(f"`min_tokens` and `multiple` must be positive, got {min_tokens} and {multiple}.")
@@ -75,11 +88,11 @@ class LengthSchedule:
         self.long_share = long_share
         self.seed = seed
         self.num_latents = num_latents
+        self.stride_ceiling = stride_ceiling
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
-        steps, tokens = zip(*self.ceiling)
-        return int(np.interp(step, steps, tokens))
+        return _interpolate(self.ceiling, step)
 
     def raise_ceiling(self, step: int, tokens: int) -> None:
         """Let the ceiling be `tokens` from `step` on, without a ramp; earlier steps keep theirs."""
@@ -92,7 +105,7 @@ class LengthSchedule:
         rng = np.random.default_rng([self.seed, step])
         ceiling = self.ceiling_at(step)
         if self.num_latents is not None:
-            ceiling = min(ceiling, self.stride_at(step) * self.num_latents)
+            ceiling = max(self.min_tokens, min(ceiling, self.stride_at(step) * self.num_latents))
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
         else:
@@ -100,21 +113,29 @@ class LengthSchedule:
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`, at least 1: in half of the steps the most, with which the latents hold
-        the ceiling, and evenly from 1 to that in the others.
+        """Tokens a latent stands for at `step`, at least 1: the most in half of the steps, and evenly from 1 to that in
+        the others.
 
         Raises:
             TypeError: without `num_latents`.
         """
         if self.num_latents is None:
             raise TypeError("`num_latents` is None: only a schedule for latents with a stride draws strides.")
-        most = -(-self.ceiling_at(step) // self.num_latents)
+        if self.stride_ceiling is None:
+            most = -(-self.ceiling_at(step) // self.num_latents)
+        else:
+            most = _interpolate(self.stride_ceiling, step)
         rng = np.random.default_rng([self.seed, 1, step])
         return most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
         return int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))
+
+
+def _interpolate(pairs: Sequence[tuple[int, int]], step: int) -> int:
+    steps, values = zip(*pairs)
+    return int(np.interp(step, steps, values))
 
 
 class AdaptiveCurriculum:

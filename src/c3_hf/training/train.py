@@ -85,6 +85,7 @@ def plan_lengths(
         long_share=data_args.long_share,
         seed=args.seed,
         num_latents=num_latents,
+        stride_ceiling=data_args.stride_ceiling,
     )
     batches = LengthGroupedBatches(
         schedule,
