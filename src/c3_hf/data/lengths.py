@@ -113,8 +113,8 @@ class LengthSchedule:
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`, at least 1: the most in half of the steps, and evenly from 1 to that in
-        the others.
+        """Tokens a latent stands for at `step`, at least 1: the most in half of the steps, and evenly from 1 to that
+        in the others.
 
         Raises:
             TypeError: without `num_latents`.
