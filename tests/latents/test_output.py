@@ -12,13 +12,12 @@ import pytest
 
 import c3_hf
 from c3_hf import CompressedContext, compress
-from c3_hf.files import atomic_file
-from c3_hf.latents.journal import claimed
+from c3_hf.files import atomic_file, claimed
 
 
 HOLD = """
 import sys
-from c3_hf.latents.journal import claimed
+from c3_hf.files import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

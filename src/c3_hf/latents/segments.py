@@ -2,7 +2,7 @@
 
 Every character of the source belongs to exactly one segment and the segments are in order, so joining them gives the
 source back. A cut falls behind a paragraph, else behind a sentence, else in front of white space, else anywhere;
-where it falls does not depend on how the source was chunked.
+where it falls does not depend on the pieces in which the source came.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -56,12 +57,12 @@ class Segment:
     token_ids: tuple[int, ...]
     encoder_ids: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         """The bytes of the source that this segment stands for."""
         return self.text.encode("utf-8", "surrogateescape")
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of `data`, 32 bytes."""
         return hashlib.sha256(self.data).digest()
