@@ -6,6 +6,7 @@ The standard library alone, so that a command can look at files before it loads 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
@@ -32,6 +33,19 @@ def is_stream(path: str | os.PathLike) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def place_of(path: str | os.PathLike) -> Path:
+    """Where `path` leads, links followed.
+
+    Raises:
+        OSError: If it is a link that leads to itself.
+    """
+    place = Path(os.path.realpath(path))
+    # False of a name that is too long.
+    if os.path.islink(place):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
 
 
 def check_name(path: str | os.PathLike, beside: str = "") -> None:
@@ -66,7 +80,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     check_name(place)
     temporary = temporary_path(place)
     try:
@@ -100,7 +114,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         ValueError: if `path` exists and is not an empty folder, or its name is too long.
     """
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ValueError(f"`output` {path} exists and is not an empty folder. Remove it, or give another name.")
     check_name(place)

@@ -147,7 +147,7 @@ def test_the_ratio_is_the_highest_stride(pipe):
     for options, message in [
         ({"ratio": 13}, r"`ratio` must be at most 12, the model's `latent_stride`, got 13"),
         ({"ratio": 0}, r"`ratio` must be at least 1, got 0"),
-        ({"ratio": 2}, r"`segment_length` must be at least 16 tokens, got 8"),
+        ({"ratio": 2}, r"`ratio` 2 gives a segment of 8 tokens, it must be at least 16 tokens, got 8"),
         ({"ratio": 5, "segment_length": 21}, r"`segment_length` must be at most 20, 5 tokens for each of 4 latents"),
         ({"segment_length": 49}, r"`segment_length` must be at most 48, 12 tokens for each of 4 latents, got 49"),
     ]:

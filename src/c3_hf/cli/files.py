@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,10 +47,15 @@ def read_inputs(
         failures: Gets what cannot be read: missing files, unreadable folders, links that lead nowhere or to folders,
             devices and pipes below a folder.
 
+    Raises:
+        ValueError: If standard input is named more than once.
+
     Yields:
         The path, its place below the folder that was named (its own name where a file was), and whether it was found
         below a folder.
     """
+    names = list(names)
+    check_stdin(names)
     for name in names:
         if name == STREAM:
             yield name, Path("stdin"), False
@@ -62,6 +68,12 @@ def read_inputs(
                 failures.add(name, error)
                 continue
             yield name, Path(Path(name).name), False
+
+
+def check_stdin(names: list[str]) -> None:
+    """Raise ValueError if standard input is named more than once: it can be read once."""
+    if names.count(STREAM) > 1:
+        raise ValueError(f"`FILE`: - is named {names.count(STREAM)} times, and standard input can be read once.")
 
 
 def _walk(folder: str, wanted: Callable[[str], bool], failures: Failures) -> Iterator[str]:
@@ -113,20 +125,30 @@ def check_jobs(
         reads: Further files that are read.
 
     Raises:
-        ValueError: If two sources have one target, a target is a source, is there already, has a name that is too
-            long, or lies where no file can be made.
+        ValueError: If two sources have one target, a target is a source, is there already, has no name or one that is
+            too long, or lies where no file can be made.
+        OSError: If a target is a link that leads to itself.
     """
-    from c3_hf.files import check_name, is_stream
+    from c3_hf.files import check_name, is_stream, place_of
 
     named = [*reads, *(job.source for job in jobs)]
     sources = {identity: name for name in named if (identity := _identity(name)) is not None}
     checked: list[Job] = []
     taken: dict[str, str] = {}
     for job in jobs:
+        if not job.target:
+            raise ValueError("`--output` is empty. Give a name.")
+        identity = _identity(job.target, standard_output=True)
+        if identity is not None and identity in sources:
+            shown = "standard output" if job.target == STREAM else job.target
+            raise ValueError(
+                f"`--output`: {shown} and the input {sources[identity]} are one file, which would be lost. Give "
+                "another name."
+            )
         if job.target == STREAM or is_stream(job.target):
             checked.append(job)
             continue
-        place = os.path.realpath(job.target)
+        place = str(place_of(job.target))
         if place in taken and os.path.realpath(taken[place]) == os.path.realpath(job.source):
             continue
         if place in taken:
@@ -135,12 +157,6 @@ def check_jobs(
                 "or the folder they lie in."
             )
         taken[place] = job.source
-        identity = _identity(job.target)
-        if identity is not None and identity in sources:
-            raise ValueError(
-                f"`--output`: {job.target} and the input {sources[identity]} are one file, which would be lost. Give "
-                "another name."
-            )
         if os.path.isdir(place):
             raise ValueError(f"`--output`: {job.target} is a folder. Remove it, or give another name.")
         if os.path.exists(place) and not force and not replaceable(place):
@@ -151,15 +167,14 @@ def check_jobs(
     return checked
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from others, under whatever name; None where there is none yet."""
-    if path == STREAM:
-        return None
+def _identity(path: str, standard_output: bool = False) -> tuple[int, int] | None:
+    """What tells a file from others, under whatever name; None where there is none yet, or it is no regular file."""
     try:
-        found = os.stat(path)
-    except OSError:
+        # Standard streams may be files too, by `<` and `>>`; those of a test have no number.
+        found = os.stat((sys.stdout if standard_output else sys.stdin).fileno() if path == STREAM else path)
+    except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def _check_folder(folder: str, target: str) -> None:
@@ -185,9 +200,9 @@ def check_new_folder(name: str) -> str:
     Raises:
         ValueError: If something is there that is not an empty folder, or no folder can be made there.
     """
-    from c3_hf.files import check_name
+    from c3_hf.files import check_name, place_of
 
-    place = os.path.realpath(name)
+    place = str(place_of(name))
     if os.path.exists(place) and not (os.path.isdir(place) and not os.listdir(place)):
         raise ValueError(f"`output` {name} exists and is not an empty folder. Remove it, or give another name.")
     check_name(place, beside="..12345678.partial")
@@ -250,4 +265,8 @@ def context_path(path: str) -> Iterator[Path]:
         with copy.open("wb") as file, contextlib.ExitStack() as stack:
             source = stdin_bytes() if path == STREAM else stack.enter_context(open(path, "rb"))
             shutil.copyfileobj(source, file)
-        yield copy
+        try:
+            yield copy
+        except ValueError as error:
+            # The copy's name says nothing to whoever reads the message.
+            raise ValueError(str(error).replace(str(copy), "standard input" if path == STREAM else path)) from error

@@ -60,6 +60,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
+    if not 0 <= args.port < 1 << 16:
+        raise ValueError(f"`--port` must be 0 to 65535, got {args.port}.")
     if (args.engine == "vllm") != bool(args.engine_url):
         raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
 

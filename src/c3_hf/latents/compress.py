@@ -21,7 +21,7 @@ from .context import LATENT_DTYPES, CompressedContext, check_at_least_1, check_j
 from .decoding import Restorer, batches_by_length, context_room
 from .exact import EXACT_MARGINS, ExactCounts, Residual, build_residual, keep_what_restores
 from .file import ContextHeader, joined_header, segment_checksums, write_file
-from .journal import JOURNAL_SUFFIX, Journal, claimed
+from .journal import JOURNAL_SUFFIX, Journal, claimed, refuse_source_as_output
 from .measure import (
     MARGIN_DTYPE,
     Calibration,
@@ -39,7 +39,6 @@ from .segments import (
     iter_segments,
     name_of,
     read_segment,
-    refuse_source_as_output,
     size_of,
     warn_of_file_name,
 )
@@ -131,8 +130,11 @@ class CompressionOptions:
                 raise ValueError(f"`ratio` must be at most {stride}, the model's `latent_stride`, got {self.ratio}.")
             most = length = self.ratio * num_latents
         length = length if self.segment_length is None else self.segment_length
+        named = "`segment_length`"
+        if self.segment_length is None and self.ratio is not None:
+            named = f"`ratio` {self.ratio} gives a segment of {length} tokens, it"
         if length < MIN_SEGMENT_LENGTH:
-            raise ValueError(f"`segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
+            raise ValueError(f"{named} must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
         if most is not None and length > most:
             raise ValueError(
                 f"`segment_length` must be at most {most}, {most // num_latents} tokens for each of {num_latents} "
@@ -140,13 +142,13 @@ class CompressionOptions:
             )
         if length > context_room(model):
             raise ValueError(
-                f"`segment_length` must be at most {context_room(model)}, which is what the encoder has positions for "
-                f"beside {num_latents} latents, got {length}."
+                f"{named} must be at most {context_room(model)}, which is what the encoder has positions for beside "
+                f"{num_latents} latents, got {length}."
             )
         if length >= restorer.room:
             raise ValueError(
-                f"`segment_length` must be below {restorer.room}, which is what the decoder has positions for "
-                f"behind the restoring prompt, got {length}."
+                f"{named} must be below {restorer.room}, which is what the decoder has positions for behind the "
+                f"restoring prompt, got {length}."
             )
         return length
 

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from transformers.utils import logging
 
-from ..files import check_name, is_stream
+from ..files import check_name, is_stream, place_of
 from .file import Tensors, check_declared, metadata_of, parse, read_header
-from .segments import Segment, TextReader
+from .segments import Segment, Source, TextReader
 
 
 logger = logging.get_logger(__name__)
@@ -179,6 +179,24 @@ def _parse_piece(payload: bytes, name: str) -> dict[str, torch.Tensor]:
     return parse(metadata, tensors, name)[1]
 
 
+def refuse_source_as_output(source: Source, output: str | os.PathLike) -> None:
+    """Raise ValueError if the source is the output, or a file that lies beside it while it is made: its text would be
+    lost."""
+    file = source if isinstance(source, os.PathLike) else None
+    if hasattr(source, "fileno"):
+        # Of a file in memory there is no number.
+        with contextlib.suppress(OSError):
+            file = source.fileno()
+    if file is None or not os.path.exists(file):
+        return
+    place = os.path.realpath(output)
+    for name in (output, f"{place}{JOURNAL_SUFFIX}", f"{place}{LOCK_SUFFIX}"):
+        if os.path.exists(name) and os.path.samefile(file, name):
+            raise ValueError(
+                f"`output`: {os.fspath(name)} and `source` are one file, whose text would be lost. Give another name."
+            )
+
+
 @contextlib.contextmanager
 def claimed(path: str | os.PathLike) -> Iterator[Path]:
     """`path`, links followed, held against other processes that want to compress into it.
@@ -186,10 +204,11 @@ def claimed(path: str | os.PathLike) -> Iterator[Path]:
     The lock is the operating system's on FILE.lock beside it, so that it ends with the process, however that ends.
 
     Raises:
-        ValueError: If `path` cannot become a file, or is being written by another run.
+        ValueError: If `path` cannot become a file, is being written by another run, or somebody's own file has the
+            name of the lock.
         OSError: If the folder cannot be written to.
     """
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     if is_stream(path):
         raise ValueError(f"`output`: {path} is a device or a pipe. Write a file, and copy that.")
     if place.is_dir():
@@ -231,7 +250,15 @@ def _lock(path: Path) -> int:
             logger.warning(f"{path}: this file system knows no locks ({error}); do not write the file twice at once.")
             return descriptor
         try:
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+            held = os.fstat(descriptor)
+            if held.st_size:
+                # A lock is empty: this is a poetry.lock beside an output called poetry.
+                os.close(descriptor)
+                raise ValueError(
+                    f"`output`: its lock would be {path}, and that is a file with something in it. Move it away, or "
+                    "give another name."
+                )
+            if held.st_ino == os.stat(path).st_ino:
                 return descriptor
         except FileNotFoundError:
             logger.debug(f"{path}: the run that held it has just ended.")

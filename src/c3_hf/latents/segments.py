@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -80,7 +80,7 @@ def iter_text(source: Source) -> Iterator[str]:
             an iterable of `str` or `bytes` pieces, which may break anywhere, inside a character too.
 
     Raises:
-        TypeError: If a piece is neither `str` nor `bytes`.
+        TypeError: If a piece is neither `str` nor `bytes`, or `source` is a mapping or a set.
         ValueError: If a `str` has a lone surrogate and hence no UTF-8 form.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -92,6 +92,8 @@ def iter_text(source: Source) -> Iterator[str]:
                     f"`source` has the lone surrogate U+{ord(lone.group()):04X}, which is no character and has no "
                     "UTF-8 form; expected valid text. Give undecoded data as bytes."
                 )
+            # Bytes of a character that a str breaks off stay where they were.
+            yield decoder.decode(b"", final=True)
             yield piece
         elif isinstance(piece, (bytes, bytearray, memoryview)):
             yield decoder.decode(bytes(piece))
@@ -109,12 +111,12 @@ def _pieces(source: Source) -> Iterator[object]:
     elif isinstance(source, io.IOBase):
         while piece := source.read(_READ_SIZE):
             yield piece
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, Set)):
         yield from source
     else:
         raise TypeError(
-            f"`source` must be str, bytes, a pathlib.Path, an open file or an iterable of pieces, "
-            f"got {type(source).__name__}."
+            "`source` must be str, bytes, a pathlib.Path, an open file or an iterable of pieces in their order, got "
+            f"{type(source).__name__}."
         )
 
 
@@ -142,18 +144,6 @@ def warn_of_file_name(source: Source) -> None:
             f"`source` {source!r} is compressed as the text it is, and a file of that name exists. To compress the "
             f"file's content write `Path({source!r})`.",
             stacklevel=5,
-        )
-
-
-def refuse_source_as_output(source: Source, output: str | os.PathLike) -> None:
-    """Raise ValueError if both are one file: writing the one would lose the other."""
-    file = source if isinstance(source, os.PathLike) else getattr(source, "name", None)
-    if not isinstance(file, (str, os.PathLike)) or not os.path.exists(file) or not os.path.exists(output):
-        return
-    if os.path.samefile(file, output):
-        raise ValueError(
-            f"`output` {os.fspath(output)!r} and `source` are one file, whose text would be lost. Give another "
-            "`output`."
         )
 
 
