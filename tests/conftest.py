@@ -110,9 +110,7 @@ def converted_goldens(shared_dir: Path, made_once: Callable) -> dict[str, Path]:
     from c3_hf.conversion.convert_c3_to_hf import convert
 
     return {
-        name: made_once(
-            f"golden-{name}", partial(convert, shared_dir / "goldens" / name / "checkpoint", verify=True)
-        )
+        name: made_once(f"golden-{name}", partial(convert, shared_dir / "goldens" / name / "checkpoint", verify=True))
         for name in ("tiny_a", "vocab_b")
     }
 

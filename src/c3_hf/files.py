@@ -94,7 +94,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     except OSError as error:
         # The hidden name says nothing to whoever reads the message.
         if error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 import warnings
 from pathlib import Path
 
 import pytest
 
-import c3_hf
 from c3_hf import CompressedContext, compress
 from c3_hf.files import atomic_file, atomic_folder
 from c3_hf.latents.journal import claimed
 
 
-HOLD = """
-import sys
-from c3_hf.latents.journal import claimed
-with claimed(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+FORK = multiprocessing.get_context("fork")
+
+
+def hold(path, held):
+    with claimed(path):
+        held.set()
+        signal.pause()
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that is writing `tmp_path / "a.c3"`."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(c3_hf.__file__).parents[1])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "a.c3")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    assert process.stdout.readline() == "held\n"
+    # A fork, because a fresh process would load torch for a lock.
+    held = FORK.Event()
+    process = FORK.Process(target=hold, args=(tmp_path / "a.c3", held))
+    process.start()
+    assert held.wait(60)
     yield process
     process.kill()
-    process.communicate()
+    process.join()
 
 
+# The child does nothing but hold a file.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_second_run_into_one_file_is_told_so(holder, model, processor, tmp_path):
     (tmp_path / "link.c3").symlink_to("a.c3")
     for name in ("a.c3", "link.c3"):
@@ -51,7 +48,7 @@ def test_a_second_run_into_one_file_is_told_so(holder, model, processor, tmp_pat
     compress("text", model, processor, output=tmp_path / "b.c3")
     # However the other ends, the file is free again.
     holder.kill()
-    holder.wait()
+    holder.join()
     compress("text", model, processor, output=tmp_path / "a.c3")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.c3", "b.c3", "link.c3"]
 
@@ -163,6 +160,9 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "absent" / "x"):
         pytest.fail("opened")
     assert caught.value.filename == str(tmp_path / "absent" / "x")
+    assert str(caught.value).endswith("absent/x'")
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        CompressedContext.load(tmp_path)
     with pytest.raises(FileNotFoundError) as caught, claimed(tmp_path / "absent" / "x"):
         pytest.fail("claimed")
     assert caught.value.filename == str(tmp_path / "absent" / "x")

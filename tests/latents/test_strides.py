@@ -56,8 +56,15 @@ def test_each_segment_has_the_least_stride_that_covers_it(pipe, context):
         torch.testing.assert_close(context.latents[index], fresh, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("block", [2, 16, None], ids=["blocks of 2", "blocks of 16", "no guesses"])
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
+# Each way of guessing and each size of a batch once; their other combinations take long.
+@pytest.mark.parametrize(
+    ("batch_size", "block"),
+    [
+        pytest.param(size, block, marks=[] if (size, block) in {(1, 16), (2, 2), (16, None)} else pytest.mark.slow)
+        for size in (1, 2, 16)
+        for block in (2, 16, None)
+    ],
+)
 def test_restoring_is_what_generate_does_with_the_strides(pipe, context, batch_size, block, monkeypatch):
     # In blocks of two tokens half of the guesses of a random model are confirmed, so that rows leave the batch.
     monkeypatch.setattr(decoding, "_STRETCH", 4)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ from .segments import (
     iter_segments,
     name_of,
     read_segment,
+    refuse_undecoded,
     size_of,
     warn_of_file_name,
 )
@@ -48,6 +50,8 @@ logger = logging.get_logger(__name__)
 
 # Batches of segments that are sorted by length together and reach the disk together.
 _GROUP_BATCHES = 4
+# What an option may be, by its annotation.
+_KINDS = {"bool": (bool, "a bool"), "int": (Integral, "an int"), "float": (Real, "a number")}
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,15 @@ class CompressionOptions:
 
         Raises:
             ValueError: If an option is out of range.
-            TypeError: If a number is none.
+            TypeError: If it is of another type.
         """
+        for option in dataclasses.fields(self):
+            value, kind = getattr(self, option.name), str(option.type).removesuffix(" | None")
+            kinds, words = _KINDS.get(kind, (object, ""))
+            if value is not None and (
+                not isinstance(value, kinds) or (isinstance(value, bool) and words[2:] != "bool")
+            ):
+                raise TypeError(f"`{option.name}` must be {words}, got {value!r}.")
         widest = max(EXACT_MARGINS.values())
         margin = EXACT_MARGINS.get(restorer.model.dtype, widest) if self.exact_margin is None else self.exact_margin
         if self.dtype not in LATENT_DTYPES:
@@ -163,6 +174,8 @@ def compress_text(
     progress: bool = False,
 ) -> CompressedContext:
     """Compress a text of any length into latents, segment by segment; see [`C3Pipeline.compress`]."""
+    if append and output is None:
+        raise ValueError("`append` goes with `output`, the file to add to.")
     warn_of_file_name(source)
     with tqdm(total=size_of(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:
         compressor = Compressor(restorer, options, bar)
@@ -239,7 +252,7 @@ class Compressor:
         segments = self.cut(reader, self.header.segment_length)
         while group := list(islice(segments, _GROUP_BATCHES * self.options.batch_size)):
             if not self.options.exact:
-                _refuse_undecoded(group, self.state.num_bytes)
+                refuse_undecoded(group, self.state.num_bytes)
             yield self.compress_group(group)
             for segment in group:
                 self.state.take(segment.data)
@@ -394,18 +407,6 @@ class Compressor:
             tensors["residual_offsets"] = _offsets(0, [len(record) for record in records])
         tensors["checksums"] = segment_checksums(tensors)
         return tensors
-
-
-def _refuse_undecoded(segments: Sequence[Segment], position: int) -> None:
-    for segment in segments:
-        try:
-            segment.data.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"`source` is not UTF-8 at byte {position + error.start:,}. Convert it first, or use `exact=True`, "
-                "which keeps any bytes."
-            ) from error
-        position += len(segment.data)
 
 
 def _offsets(start: int, lengths: Sequence[int]) -> torch.Tensor:

@@ -208,6 +208,8 @@ def claimed(path: str | os.PathLike) -> Iterator[Path]:
             name of the lock.
         OSError: If the folder cannot be written to.
     """
+    if not os.fspath(path):
+        raise ValueError("`output` is empty. Give the name of the file to write.")
     place = place_of(path)
     if is_stream(path):
         raise ValueError(f"`output`: {path} is a device or a pipe. Write a file, and copy that.")

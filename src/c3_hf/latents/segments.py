@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -145,6 +145,19 @@ def warn_of_file_name(source: Source) -> None:
             f"file's content write `Path({source!r})`.",
             stacklevel=5,
         )
+
+
+def refuse_undecoded(segments: Sequence[Segment], position: int) -> None:
+    """Raise ValueError if segments hold bytes that are not UTF-8; `position` is the first's byte in the source."""
+    for segment in segments:
+        try:
+            segment.data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"`source` is not UTF-8 at byte {position + error.start:,}. Convert it first, or use `exact=True`, "
+                "which keeps any bytes."
+            ) from error
+        position += len(segment.data)
 
 
 class TextReader:
