@@ -124,6 +124,8 @@ def test_the_name_of_a_file_in_place_of_its_text_is_warned_of(model, processor, 
     with pytest.warns(UserWarning, match=r"`source` 'book.txt' is compressed as the text it is.*`Path\('book.txt'\)`"):
         context = compress("book.txt", model, processor)
     assert int(context.char_offsets[-1]) == len("book.txt")
+    with pytest.warns(UserWarning, match=r"write `Path\('book.txt'\)`"):
+        compress(["book.txt", "other.txt"], model, processor)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compress("no file.txt", model, processor)

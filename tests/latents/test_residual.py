@@ -7,7 +7,7 @@ import unicodedata
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from c3_hf.latents.exact import Edit, Residual, apply_edits, find_edits, lost_characters
@@ -30,7 +30,6 @@ def test_stored_bytes_survive_in_the_smaller_form(data):
     assert len(record) <= len(data) + 1
 
 
-@settings(max_examples=50)
 @given(st.text(max_size=200))
 def test_edits_lead_from_the_normalised_text_to_the_original(text):
     wanted = text.encode("utf-8", "surrogatepass")

@@ -135,7 +135,9 @@ def name_of(source: Source) -> str | None:
 
 
 def warn_of_file_name(source: Source) -> None:
-    """Warn of a text that is the name of a file: its content may be meant."""
+    """Warn of a text that is the name of a file, or whose first piece is: its content may be meant."""
+    if isinstance(source, (list, tuple)) and source:
+        source = source[0]
     # Longer than any path, or no path at all: the question need not reach the file system.
     if not isinstance(source, str) or not 0 < len(source) < 1024 or "\n" in source or "\0" in source:
         return
