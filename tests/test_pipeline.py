@@ -145,8 +145,8 @@ def test_what_is_no_chat(pipe, messages):
 def test_segments_as_long_as_the_model_has_positions_for(pipe):
     text = "word " * 1200
     with pytest.raises(ValueError, match=r"`segment_length` must be at most 1055"):
-        pipe.compress(text, segment_length=pipe.longest_segment + 1)
-    assert pipe.compress(text, segment_length=pipe.longest_segment).header.segment_length == 1055
+        pipe.compress(text, segment_length=pipe.segment_room + 1)
+    assert pipe.compress(text, segment_length=pipe.segment_room).header.segment_length == 1055
 
 
 @pytest.mark.parametrize("device", ["meta", "foo"])
@@ -172,7 +172,7 @@ def test_several_contexts_share_batches_and_come_back_one_by_one(pipe, context):
 
 
 def test_the_options_are_one_object(pipe):
-    options = CompressionOptions(segment_length=16, dtype=torch.float32)
+    options = CompressionOptions(segment_length=16, latent_dtype=torch.float32)
     context = pipe.compress(TEXT, options, verify=True)
     assert (context.header.segment_length, context.latents.dtype) == (16, torch.float32)
     assert context.margins is not None

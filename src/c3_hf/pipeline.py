@@ -122,9 +122,9 @@ class C3Pipeline:
         )
 
     @property
-    def longest_segment(self) -> int:
+    def segment_room(self) -> int:
         """Most tokens of a segment, `segment_length`, that the model has positions for."""
-        return self.restorer.longest_segment
+        return self.restorer.segment_room
 
     @property
     def calibration(self) -> Calibration:
@@ -201,14 +201,33 @@ class C3Pipeline:
 
         See [`iter_restored`] for the options (`batch_size`, `max_new_tokens`, `progress`) and errors.
         """
-        restored = restore_all(_as_list(contexts), self.restorer, **options)
-        return restored[0] if isinstance(contexts, CompressedContext) else restored
+        texts = restore_all(_several(contexts), self.restorer, **options)
+        return texts[0] if isinstance(contexts, CompressedContext) else texts
 
     def iter_restored(
         self, contexts: CompressedContext | Sequence[CompressedContext], **options: Any
     ) -> Iterator[tuple[bytes, bool]]:
         """As [`restore`], segment after segment, see [`iter_restored`]."""
-        return iter_restored(_as_list(contexts), self.restorer, **options)
+        return iter_restored(_several(contexts), self.restorer, **options)
+
+    def round_trip(self, texts: Sequence[str], **options: Any) -> list[str]:
+        """Compress each text, in as few segments as the model has positions for, and restore them.
+
+        Args:
+            texts: The texts.
+            options: Those of [`restore`].
+
+        Returns:
+            What came back, in the order of `texts`, not stripped.
+
+        Raises:
+            TypeError: If `texts` is a single string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
+        room = self.segment_room
+        contexts = [self.compress(text, segment_length=room) for text in texts]
+        return [restored.text for restored in self.restore(contexts, **options)]
 
     def verify(self, context: CompressedContext, source: Source, **options: Any) -> CompressedContext:
         """Measure what a compressed context brings back of its text, see [`verify_context`]."""
@@ -218,7 +237,7 @@ class C3Pipeline:
         self, contexts: CompressedContext | Sequence[CompressedContext], question: str = "", **options: Any
     ) -> Answer:
         """Ask compressed contexts what the model was trained for, see [`ask`]."""
-        return ask(_as_list(contexts), self.restorer, question, **options)
+        return ask(_several(contexts), self.restorer, question, **options)
 
     @torch.no_grad()
     def __call__(
@@ -282,8 +301,8 @@ class C3Pipeline:
         for part in message.get("content") or []:
             context = part.get("context") if isinstance(part, dict) else None
             if context is None and isinstance(part, dict) and part.get("type") == "context" and "text" in part:
-                context = self.compress(part["text"], dtype=torch.float32)
-            found += [] if context is None else _as_list([context])
+                context = self.compress(part["text"], latent_dtype=torch.float32)
+            found += [] if context is None else _several([context])
             if context is None:
                 content.append(part)
             elif len(context):
@@ -296,7 +315,7 @@ class C3Pipeline:
         return [] if strides is None else strides[0].tolist()
 
 
-def _as_list(contexts: CompressedContext | Sequence[CompressedContext]) -> list[CompressedContext]:
+def _several(contexts: CompressedContext | Sequence[CompressedContext]) -> list[CompressedContext]:
     """One context or several, as a list.
 
     Raises:
@@ -310,30 +329,6 @@ def _as_list(contexts: CompressedContext | Sequence[CompressedContext]) -> list[
                 "CompressedContext.load, make one of a text with C3Pipeline.compress."
             )
     return several
-
-
-def restore_texts(
-    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], **options: Any
-) -> list[str]:
-    """Each text through [`C3Pipeline.compress`], in as few segments as the model has positions for, and back.
-
-    Args:
-        model: A `C3ForConditionalGeneration`.
-        processor: Its processor.
-        texts: The texts.
-        options: Those of [`C3Pipeline.restore`].
-
-    Returns:
-        What came back, in the order of `texts`, not stripped.
-
-    Raises:
-        TypeError: If `texts` is a single string.
-    """
-    if isinstance(texts, str):
-        raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
-    pipe = C3Pipeline(model, processor)
-    contexts = [pipe.compress(text, segment_length=pipe.longest_segment) for text in texts]
-    return [restored.text for restored in pipe.restore(contexts, **options)]
 
 
 def compress(source: Source, model: PreTrainedModel, processor: ProcessorMixin, **options: Any) -> CompressedContext:

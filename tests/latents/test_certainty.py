@@ -15,7 +15,6 @@ from c3_hf.latents.file import read_file, write_file
 from c3_hf.latents.measure import Calibration, SegmentFidelity
 from c3_hf.latents.rendering import WRONG, heat_segments
 from c3_hf.modeling.processing_c3 import C3Processor
-from c3_hf.pipeline import restore_texts
 from factories import NUM_LATENTS, make_tokenizer
 
 
@@ -172,14 +171,14 @@ def test_a_batch_of_no_segments_is_refused_everywhere(compressed, model, process
         lambda: restore(context[2:2], model, processor, batch_size=value),
         lambda: verify(context, text, model, processor, batch_size=value),
         lambda: compress(text, model, processor, batch_size=value),
-        lambda: restore_texts(model, processor, ["a"], batch_size=value),
-        lambda: restore_texts(model, processor, [], batch_size=value),
+        lambda: C3Pipeline(model, processor).round_trip(["a"], batch_size=value),
+        lambda: C3Pipeline(model, processor).round_trip([], batch_size=value),
     ]
     for call in calls:
         with pytest.raises(error, match=message):
             call()
     with pytest.raises(error, match=message.replace("batch_size", "max_new_tokens")):
-        restore_texts(model, processor, ["a"], max_new_tokens=value)
+        C3Pipeline(model, processor).round_trip(["a"], max_new_tokens=value)
 
 
 def test_a_saved_context_reads_its_counts_back(model, normalising, tmp_path):

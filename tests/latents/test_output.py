@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
+import c3_hf
 from c3_hf import CompressedContext, compress
-from c3_hf.files import atomic_file, atomic_folder
-from c3_hf.latents.journal import claimed
+from c3_hf.files import atomic_file, atomic_folder, claimed
 
 
-FORK = multiprocessing.get_context("fork")
-
-
-def hold(path, held):
-    with claimed(path):
-        held.set()
-        signal.pause()
+HOLD = """
+import sys
+from c3_hf.files import claimed
+with claimed(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that is writing `tmp_path / "a.c3"`."""
-    # A fork, because a fresh process would load torch for a lock.
-    held = FORK.Event()
-    process = FORK.Process(target=hold, args=(tmp_path / "a.c3", held))
-    process.start()
-    assert held.wait(60)
+    environment = {**os.environ, "PYTHONPATH": str(Path(c3_hf.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "a.c3")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.join()
+    process.communicate()
 
 
-# The child does nothing but hold a file.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_second_run_into_one_file_is_told_so(holder, model, processor, tmp_path):
     (tmp_path / "link.c3").symlink_to("a.c3")
     for name in ("a.c3", "link.c3"):
@@ -48,7 +50,7 @@ def test_a_second_run_into_one_file_is_told_so(holder, model, processor, tmp_pat
     compress("text", model, processor, output=tmp_path / "b.c3")
     # However the other ends, the file is free again.
     holder.kill()
-    holder.join()
+    holder.wait()
     compress("text", model, processor, output=tmp_path / "a.c3")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.c3", "b.c3", "link.c3"]
 

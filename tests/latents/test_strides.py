@@ -28,7 +28,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def context(pipe):
-    return pipe.compress(TEXT, dtype=torch.float32)
+    return pipe.compress(TEXT, latent_dtype=torch.float32)
 
 
 def by_generate(pipe, segment, max_new_tokens):
@@ -85,7 +85,7 @@ def test_restoring_is_what_generate_does_with_the_strides(pipe, context, batch_s
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_byte_exact_files_keep_the_strides(pipe, tmp_path, dtype):
-    options = {"exact": True, "verify": True, "dtype": dtype}
+    options = {"exact": True, "verify": True, "latent_dtype": dtype}
     pipe.compress(TEXT, output=tmp_path / "text.c3", **options)
     pipe.compress(b"\xffmore", output=tmp_path / "text.c3", append=True, **options)
     loaded = CompressedContext.load(tmp_path / "text.c3")
@@ -97,7 +97,7 @@ def test_byte_exact_files_keep_the_strides(pipe, tmp_path, dtype):
 def test_fidelity_is_measured_at_the_stride_of_each_segment(pipe, context):
     margins = pipe.verify(context, TEXT, batch_size=2).margins
     torch.testing.assert_close(
-        pipe.compress(TEXT, dtype=torch.float32, verify=True).margins, margins, atol=0.02, rtol=0.01
+        pipe.compress(TEXT, latent_dtype=torch.float32, verify=True).margins, margins, atol=0.02, rtol=0.01
     )
     ids = torch.tensor(
         [[*pipe.restorer.prompt_ids.tolist(), *pipe.processor.tokenize_context(segments_of(context)[-1])]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import torch
+from benchmarks.c3_tiny_package import PACKAGE_FILES, package_checkpoint
 
 from c3_hf import C3ForConditionalGeneration, C3Processor
-from c3_hf.training.package import PACKAGE_FILES, package_checkpoint
 from factories import make_model, make_processor
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.c3_tiny_package import PACKAGE_FILES, package_checkpoint
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
 from c3_hf import C3ForConditionalGeneration, C3Processor
 from c3_hf.training.arguments import PARTS, parse_recipe
 from c3_hf.training.model import compile_layers, prepare_model
-from c3_hf.training.package import PACKAGE_FILES, package_checkpoint
 from c3_hf.training.train import main, train
 from c3_hf.training.trainer import STAGING_FOLDER, complete_checkpoints, publish_checkpoint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..files import atomic_file, check_folder, check_name, is_stream, place_of
 from .messages import Failures, stdin_bytes, stdout_bytes
 
 
@@ -21,6 +23,12 @@ STREAM = "-"
 SUFFIX = ".c3"
 # What a run leaves beside its output when it is killed, and what it holds there while it runs.
 _LEFTOVER = re.compile(r"\..*\.\d+\.tmp|.*\.c3\.(journal|lock)", re.DOTALL)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, output: str, force: str) -> None:
+    """Add `-o/--output` and `--force`, with what the help says of them."""
+    parser.add_argument("-o", "--output", help=output)
+    parser.add_argument("--force", action="store_true", help=force)
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,6 @@ def check_jobs(
             too long, or lies where no file can be made.
         OSError: If a target is a link that leads to itself.
     """
-    from c3_hf.files import check_name, is_stream, place_of
-
     named = [*reads, *(job.source for job in jobs)]
     sources = {identity: name for name in named if (identity := _identity(name)) is not None}
     checked: list[Job] = []
@@ -162,7 +168,7 @@ def check_jobs(
         if os.path.exists(place) and not force and not replaceable(place):
             raise ValueError(f"`--output`: {job.target} exists. Give another name, or --force to replace it.")
         check_name(place, beside)
-        _check_folder(os.path.dirname(place), job.target)
+        check_folder(os.path.dirname(place), job.target)
         checked.append(job)
     return checked
 
@@ -177,16 +183,6 @@ def _identity(path: str, standard_output: bool = False) -> tuple[int, int] | Non
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
-def _check_folder(folder: str, target: str) -> None:
-    """The folder of a target, or the nearest above that is there, takes files."""
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        raise ValueError(f"`--output`: {target} cannot be made, {folder} is no folder. Give another name.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"`--output`: {target} cannot be made, {folder} cannot be written to. Give another name.")
-
-
 def check_parent(target: str) -> None:
     """Raise ValueError if a single file is to be made in a folder that is not there: more likely a slip than meant."""
     parent = os.path.dirname(os.path.realpath(target))
@@ -194,28 +190,12 @@ def check_parent(target: str) -> None:
         raise ValueError(f"`--output`: {target} cannot be made, there is no folder {parent}. Make it first.")
 
 
-def check_new_folder(name: str) -> str:
-    """Where a command that makes a whole folder shall make it, links followed.
-
-    Raises:
-        ValueError: If something is there that is not an empty folder, or no folder can be made there.
-    """
-    from c3_hf.files import check_name, place_of
-
-    place = str(place_of(name))
-    if os.path.exists(place) and not (os.path.isdir(place) and not os.listdir(place)):
-        raise ValueError(f"`output` {name} exists and is not an empty folder. Remove it, or give another name.")
-    check_name(place, beside="..12345678.partial")
-    _check_folder(os.path.dirname(place), name)
-    return place
-
-
 def check_run_folder(name: str) -> None:
     """Raise ValueError if `name` is no folder that files can be put into, and none can be made of that name."""
     place = os.path.realpath(name)
     if os.path.exists(place) and not os.path.isdir(place):
         raise ValueError(f"`--output`: {name} is no folder. Give a folder, or a new name.")
-    _check_folder(place, name)
+    check_folder(place, name)
 
 
 def is_context(path: str) -> bool:
@@ -234,8 +214,6 @@ def opened_for_writing(target: str) -> Iterator[IO[bytes]]:
         yield stdout_bytes()
         stdout_bytes().flush()
         return
-    from c3_hf.files import atomic_file
-
     os.makedirs(os.path.dirname(os.path.realpath(target)), exist_ok=True)
     with atomic_file(target) as file:
         yield file

@@ -22,6 +22,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CURRICULUM_FILE = "curriculum.json"
+# Tokens that a sample costs beyond its context, where batches are sized by tokens.
+_OVERHEAD_TOKENS = 48
 
 
 class SampleKey(NamedTuple):
@@ -204,8 +206,7 @@ class LengthGroupedBatches(Sampler):
         micro_batches_per_step: gradient accumulation steps times processes.
         batch_size: samples of a micro-batch.
         batch_tokens: if given, the size of a micro-batch is instead this many tokens divided by the length plus
-            `overhead_tokens`, between 1 and `max_batch_size`.
-        overhead_tokens: tokens a sample costs beyond its context, see `batch_tokens`.
+            what a sample costs beyond its context, between 1 and `max_batch_size`.
         max_batch_size: see `batch_tokens`.
     """
 
@@ -220,7 +221,6 @@ class LengthGroupedBatches(Sampler):
         micro_batches_per_step: int,
         batch_size: int,
         batch_tokens: int | None = None,
-        overhead_tokens: int = 48,
         max_batch_size: int = 64,
     ) -> None:
         self.schedule = schedule
@@ -228,7 +228,6 @@ class LengthGroupedBatches(Sampler):
         self.micro_batches_per_step = micro_batches_per_step
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
-        self._overhead_tokens = overhead_tokens
         self._max_batch_size = max_batch_size
 
     def __len__(self) -> int:
@@ -238,7 +237,7 @@ class LengthGroupedBatches(Sampler):
         """Samples of a micro-batch whose contexts are padded to `length` tokens."""
         if self._batch_tokens is None:
             return self._batch_size
-        return min(max(self._batch_tokens // (length + self._overhead_tokens), 1), self._max_batch_size)
+        return min(max(self._batch_tokens // (length + _OVERHEAD_TOKENS), 1), self._max_batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         index = 0

@@ -76,7 +76,7 @@ class Restorer:
         return [stop] if isinstance(stop, int) else list(stop)
 
     @property
-    def longest_segment(self) -> int:
+    def segment_room(self) -> int:
         """Most tokens of a segment that both halves have positions for."""
         longest = min(context_room(self.model), self.room - 1)
         stride, num_latents = self.model.config.latent_stride, self.model.config.num_latents

@@ -2,12 +2,13 @@
 
 Every character of the source belongs to exactly one segment and the segments are in order, so joining them gives the
 source back. A cut falls behind a paragraph, else behind a sentence, else in front of white space, else anywhere;
-where it falls does not depend on how the source was chunked.
+where it falls does not depend on the pieces in which the source came.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import io
 import os
@@ -16,6 +17,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -56,12 +58,12 @@ class Segment:
     token_ids: tuple[int, ...]
     encoder_ids: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         """The bytes of the source that this segment stands for."""
         return self.text.encode("utf-8", "surrogateescape")
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of `data`, 32 bytes."""
         return hashlib.sha256(self.data).digest()
@@ -160,6 +162,24 @@ def refuse_undecoded(segments: Sequence[Segment], position: int) -> None:
                 "which keeps any bytes."
             ) from error
         position += len(segment.data)
+
+
+def refuse_source_as_output(source: Source, output: str | os.PathLike, *beside: str) -> None:
+    """Raise ValueError if the source is the output, or a file that lies beside it, with one of the suffixes `beside`,
+    while it is made: its text would be lost."""
+    file = source if isinstance(source, os.PathLike) else None
+    if hasattr(source, "fileno"):
+        # Of a file in memory there is no number.
+        with contextlib.suppress(OSError):
+            file = source.fileno()
+    if file is None or not os.path.exists(file):
+        return
+    place = os.path.realpath(output)
+    for name in (output, *(place + suffix for suffix in beside)):
+        if os.path.exists(name) and os.path.samefile(file, name):
+            raise ValueError(
+                f"`output`: {os.fspath(name)} and `source` are one file, whose text would be lost. Give another name."
+            )
 
 
 class TextReader:

@@ -13,13 +13,13 @@ from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
 from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches, LengthSchedule
-from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_files, parse_training_files
 from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
 from ..data.tasks import saved_prompts
 from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .losses import LatentReadout
-from .measures import HeldOutText, parse_held_out_files, read_held_out
+from .measures import HeldOutFile, HeldOutText, read_held_out
 from .model import body, cast_model, checkpoint_dtype, compile_layers, prepare_model
 from .trainer import C3Trainer
 
@@ -144,7 +144,8 @@ def make_dataset(
 
 def held_out_texts(data_args: DataArguments, processor: ProcessorMixin) -> list[HeldOutText]:
     """The texts restored during training."""
-    files = parse_held_out_files(data_args.eval_files, data_args.eval_data_dir or data_args.data_dir)
+    folder = data_args.eval_data_dir or data_args.data_dir
+    files = [HeldOutFile(*found) for found in parse_files("eval_files", data_args.eval_files, folder, "kind")]
     return read_held_out(files, processor, data_args.eval_ratios, data_args.eval_items)
 
 
