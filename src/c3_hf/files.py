@@ -6,6 +6,7 @@ The standard library alone, so that a command can look at files before it loads 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
@@ -24,6 +25,7 @@ from typing import IO, Any
 logger = logging.getLogger(__name__)
 
 # Windows has none; there two runs into one file do not learn of each other.
+LOCK_SUFFIX = ".lock"
 _HAS_LOCKS = find_spec("fcntl") is not None
 # Bytes of a file name on the file systems in use.
 LONGEST_NAME = 255
@@ -38,6 +40,19 @@ def is_stream(path: str | os.PathLike) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def place_of(path: str | os.PathLike) -> Path:
+    """Where `path` leads, links followed.
+
+    Raises:
+        OSError: If it is a link that leads to itself.
+    """
+    place = Path(os.path.realpath(path))
+    # False of a name that is too long.
+    if os.path.islink(place):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
 
 
 def check_name(path: str | os.PathLike, beside: str = "") -> None:
@@ -72,7 +87,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     check_name(place)
     temporary = temporary_path(place)
     try:
@@ -86,7 +101,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     except OSError as error:
         # The hidden name says nothing to whoever reads the message.
         if error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -109,8 +124,9 @@ def check_new_folder(path: str | os.PathLike) -> Path:
     Raises:
         ValueError: if something is there that is not an empty folder, its name is too long, or no folder can be made
             there.
+        OSError: if it is a link that leads to itself.
     """
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ValueError(f"`output` {path} exists and is not an empty folder. Remove it, or give another name.")
     check_name(place)
@@ -161,10 +177,13 @@ def claimed(path: str | os.PathLike, beside: str = "") -> Iterator[Path]:
     The lock is the operating system's on FILE.lock beside it, so that it ends with the process, however that ends.
 
     Raises:
-        ValueError: If `path` cannot become a file, or is being written by another run.
+        ValueError: If `path` cannot become a file, is being written by another run, or somebody's own file has the
+            name of the lock.
         OSError: If the folder cannot be written to.
     """
-    place = Path(os.path.realpath(path))
+    if not os.fspath(path):
+        raise ValueError("`output` is empty. Give the name of the file to write.")
+    place = place_of(path)
     if is_stream(path):
         raise ValueError(f"`output`: {path} is a device or a pipe. Write a file, and copy that.")
     if place.is_dir():
@@ -173,7 +192,7 @@ def claimed(path: str | os.PathLike, beside: str = "") -> Iterator[Path]:
     if not _HAS_LOCKS:
         yield place
         return
-    lock = place.with_name(place.name + ".lock")
+    lock = place.with_name(place.name + LOCK_SUFFIX)
     try:
         descriptor = _lock(lock)
     except BlockingIOError as error:
@@ -206,7 +225,15 @@ def _lock(path: Path) -> int:
             logger.warning(f"{path}: this file system knows no locks ({error}); do not write the file twice at once.")
             return descriptor
         try:
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+            held = os.fstat(descriptor)
+            if held.st_size:
+                # A lock is empty: this is a poetry.lock beside an output called poetry.
+                os.close(descriptor)
+                raise ValueError(
+                    f"`output`: its lock would be {path}, and that is a file with something in it. Move it away, or "
+                    "give another name."
+                )
+            if held.st_ino == os.stat(path).st_ino:
                 return descriptor
         except FileNotFoundError:
             logger.debug(f"{path}: the run that held it has just ended.")

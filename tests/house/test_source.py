@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ LIBRARY = [path for path in FILES if path.relative_to(SOURCE).parts[0] != "cli"]
 MAX_MODULE, MAX_FUNCTION = 600, 60
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -291,6 +291,21 @@ def test_wrong_arguments_are_refused(compressed, model, processor):
     ]:
         with pytest.raises(ValueError, match=message):
             compressed(**options)
+    for name, value, words in [
+        ("segment_length", 32.0, "an int"),
+        ("segment_length", "32", "an int"),
+        ("min_segment_length", True, "an int"),
+        ("target_fidelity", "1", "a number"),
+        ("target_fidelity", True, "a number"),
+        ("exact_margin", "1", "a number"),
+        ("verify", "no", "a bool"),
+        ("exact", 1, "a bool"),
+    ]:
+        with pytest.raises(TypeError, match=f"`{name}` must be {words}, got {value!r}"):
+            compressed(**{name: value})
+    for place, message in [("", r"`output` is empty"), (None, r"`append` goes with `output`, the file to add to")]:
+        with pytest.raises(ValueError, match=message):
+            compress("a", model, processor, output=place, append=True)
     with pytest.raises(ValueError, match=r"`batch_size` must be at least 1, got 0"):
         C3Pipeline(model, processor).round_trip(["a"], batch_size=0)
     with pytest.raises(TypeError, match=r"`texts` must be a list of strings, got a single str"):

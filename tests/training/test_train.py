@@ -164,7 +164,9 @@ def test_distillation_pulls_towards_the_decoder_reading_the_text(run, recipe, tm
 
 
 # Either name is taken with every transformers, and no warning is left over.
-@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize(
+    "name", ["activation_checkpointing", pytest.param("gradient_checkpointing", marks=pytest.mark.slow)]
+)
 def test_checkpointing_of_activations_changes_nothing(run, tmp_path, name):
     plain = run(output_dir=str(tmp_path / "plain"))
     checkpointed = run(output_dir=str(tmp_path / "checkpointed"), **{name: True})

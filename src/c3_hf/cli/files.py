@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..files import atomic_file, check_folder, check_name, is_stream
+from ..files import atomic_file, check_folder, check_name, is_stream, place_of
 from .messages import Failures, stdin_bytes, stdout_bytes
 
 
@@ -54,10 +55,15 @@ def read_inputs(
         failures: Gets what cannot be read: missing files, unreadable folders, links that lead nowhere or to folders,
             devices and pipes below a folder.
 
+    Raises:
+        ValueError: If standard input is named more than once.
+
     Yields:
         The path, its place below the folder that was named (its own name where a file was), and whether it was found
         below a folder.
     """
+    names = list(names)
+    check_stdin(names)
     for name in names:
         if name == STREAM:
             yield name, Path("stdin"), False
@@ -70,6 +76,12 @@ def read_inputs(
                 failures.add(name, error)
                 continue
             yield name, Path(Path(name).name), False
+
+
+def check_stdin(names: list[str]) -> None:
+    """Raise ValueError if standard input is named more than once: it can be read once."""
+    if names.count(STREAM) > 1:
+        raise ValueError(f"`FILE`: - is named {names.count(STREAM)} times, and standard input can be read once.")
 
 
 def _walk(folder: str, wanted: Callable[[str], bool], failures: Failures) -> Iterator[str]:
@@ -121,18 +133,28 @@ def check_jobs(
         reads: Further files that are read.
 
     Raises:
-        ValueError: If two sources have one target, a target is a source, is there already, has a name that is too
-            long, or lies where no file can be made.
+        ValueError: If two sources have one target, a target is a source, is there already, has no name or one that is
+            too long, or lies where no file can be made.
+        OSError: If a target is a link that leads to itself.
     """
     named = [*reads, *(job.source for job in jobs)]
     sources = {identity: name for name in named if (identity := _identity(name)) is not None}
     checked: list[Job] = []
     taken: dict[str, str] = {}
     for job in jobs:
+        if not job.target:
+            raise ValueError("`--output` is empty. Give a name.")
+        identity = _identity(job.target, standard_output=True)
+        if identity is not None and identity in sources:
+            shown = "standard output" if job.target == STREAM else job.target
+            raise ValueError(
+                f"`--output`: {shown} and the input {sources[identity]} are one file, which would be lost. Give "
+                "another name."
+            )
         if job.target == STREAM or is_stream(job.target):
             checked.append(job)
             continue
-        place = os.path.realpath(job.target)
+        place = str(place_of(job.target))
         if place in taken and os.path.realpath(taken[place]) == os.path.realpath(job.source):
             continue
         if place in taken:
@@ -141,12 +163,6 @@ def check_jobs(
                 "or the folder they lie in."
             )
         taken[place] = job.source
-        identity = _identity(job.target)
-        if identity is not None and identity in sources:
-            raise ValueError(
-                f"`--output`: {job.target} and the input {sources[identity]} are one file, which would be lost. Give "
-                "another name."
-            )
         if os.path.isdir(place):
             raise ValueError(f"`--output`: {job.target} is a folder. Remove it, or give another name.")
         if os.path.exists(place) and not force and not replaceable(place):
@@ -157,15 +173,14 @@ def check_jobs(
     return checked
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from others, under whatever name; None where there is none yet."""
-    if path == STREAM:
-        return None
+def _identity(path: str, standard_output: bool = False) -> tuple[int, int] | None:
+    """What tells a file from others, under whatever name; None where there is none yet, or it is no regular file."""
     try:
-        found = os.stat(path)
-    except OSError:
+        # Standard streams may be files too, by `<` and `>>`; those of a test have no number.
+        found = os.stat((sys.stdout if standard_output else sys.stdin).fileno() if path == STREAM else path)
+    except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def check_parent(target: str) -> None:
@@ -228,4 +243,8 @@ def context_path(path: str) -> Iterator[Path]:
         with copy.open("wb") as file, contextlib.ExitStack() as stack:
             source = stdin_bytes() if path == STREAM else stack.enter_context(open(path, "rb"))
             shutil.copyfileobj(source, file)
-        yield copy
+        try:
+            yield copy
+        except ValueError as error:
+            # The copy's name says nothing to whoever reads the message.
+            raise ValueError(str(error).replace(str(copy), "standard input" if path == STREAM else path)) from error

@@ -81,7 +81,9 @@ def plan_jobs(names: list[str], output: str | None, force: bool, failures: Failu
         raise ValueError(f"`--output` must be a directory for the contexts of a directory, {output} is a file.")
     jobs = []
     for source, place, _ in read_inputs(names, lambda name: name.endswith(SUFFIX), failures):
-        target = str(Path(output) / place).removesuffix(SUFFIX) if into_folder else output
+        # A file that is called nothing but the suffix keeps its name.
+        place = place if place.name == SUFFIX else place.with_name(place.name.removesuffix(SUFFIX))
+        target = str(Path(output) / place) if into_folder else output
         jobs.append(Job(source, target))
     if not jobs and not failures.count:
         raise ValueError(f"`FILE{SUFFIX}`: there is no compressed context below {', '.join(names)}.")

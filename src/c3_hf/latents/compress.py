@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .. import __version__
-from ..files import claimed
+from ..files import LOCK_SUFFIX, claimed
 from ..modeling.positions_c3 import pad_rows
 from .context import LATENT_DTYPES, CompressedContext, check_at_least_1, check_joinable, project, quantize
 from .decoding import Restorer, batches_by_length, context_room
@@ -40,6 +41,7 @@ from .segments import (
     name_of,
     read_segment,
     refuse_source_as_output,
+    refuse_undecoded,
     size_of,
     warn_of_file_name,
 )
@@ -49,6 +51,8 @@ logger = logging.get_logger(__name__)
 
 # Batches of segments that are sorted by length together and reach the disk together.
 _GROUP_BATCHES = 4
+# What an option may be, by its annotation.
+_KINDS = {"bool": (bool, "a bool"), "int": (Integral, "an int"), "float": (Real, "a number")}
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,15 @@ class CompressionOptions:
 
         Raises:
             ValueError: If an option is out of range.
-            TypeError: If a number is none.
+            TypeError: If it is of another type.
         """
+        for option in dataclasses.fields(self):
+            value, kind = getattr(self, option.name), str(option.type).removesuffix(" | None")
+            kinds, words = _KINDS.get(kind, (object, ""))
+            if value is not None and (
+                not isinstance(value, kinds) or (isinstance(value, bool) and words[2:] != "bool")
+            ):
+                raise TypeError(f"`{option.name}` must be {words}, got {value!r}.")
         widest = max(EXACT_MARGINS.values())
         margin = EXACT_MARGINS.get(restorer.model.dtype, widest) if self.exact_margin is None else self.exact_margin
         if self.latent_dtype not in LATENT_DTYPES:
@@ -131,8 +142,11 @@ class CompressionOptions:
                 raise ValueError(f"`ratio` must be at most {stride}, the model's `latent_stride`, got {self.ratio}.")
             most = length = self.ratio * num_latents
         length = length if self.segment_length is None else self.segment_length
+        named = "`segment_length`"
+        if self.segment_length is None and self.ratio is not None:
+            named = f"`ratio` {self.ratio} gives a segment of {length} tokens, it"
         if length < MIN_SEGMENT_LENGTH:
-            raise ValueError(f"`segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
+            raise ValueError(f"{named} must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
         if most is not None and length > most:
             raise ValueError(
                 f"`segment_length` must be at most {most}, {most // num_latents} tokens for each of {num_latents} "
@@ -140,13 +154,13 @@ class CompressionOptions:
             )
         if length > context_room(model):
             raise ValueError(
-                f"`segment_length` must be at most {context_room(model)}, which is what the encoder has positions for "
-                f"beside {num_latents} latents, got {length}."
+                f"{named} must be at most {context_room(model)}, which is what the encoder has positions for beside "
+                f"{num_latents} latents, got {length}."
             )
         if length >= restorer.room:
             raise ValueError(
-                f"`segment_length` must be below {restorer.room}, which is what the decoder has positions for "
-                f"behind the restoring prompt, got {length}."
+                f"{named} must be below {restorer.room}, which is what the decoder has positions for behind the "
+                f"restoring prompt, got {length}."
             )
         return length
 
@@ -161,12 +175,14 @@ def compress_text(
     progress: bool = False,
 ) -> CompressedContext:
     """Compress a text of any length into latents, segment by segment; see [`C3Pipeline.compress`]."""
+    if append and output is None:
+        raise ValueError("`append` goes with `output`, the file to add to.")
     warn_of_file_name(source)
     reader, name = TextReader(source), name_of(source)
     with tqdm(total=size_of(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:
         compressor = Compressor(restorer, options, bar)
         if output is not None:
-            refuse_source_as_output(source, output)
+            refuse_source_as_output(source, output, JOURNAL_SUFFIX, LOCK_SUFFIX)
             with claimed(output, JOURNAL_SUFFIX) as path:
                 context = _compress_to_file(compressor, reader, path, append, name)
         else:
@@ -237,7 +253,7 @@ class Compressor:
         segments = self.cut(reader, self.header.segment_length)
         while group := list(islice(segments, _GROUP_BATCHES * self.options.batch_size)):
             if not self.options.exact:
-                _refuse_undecoded(group, self.state.num_bytes)
+                refuse_undecoded(group, self.state.num_bytes)
             yield self.compress_group(group)
             for segment in group:
                 self.state.take(segment.data)
@@ -389,18 +405,6 @@ class Compressor:
         self.state.tokens += int(tensors["token_offsets"][-1])
         tensors["checksums"] = segment_checksums(tensors)
         return tensors
-
-
-def _refuse_undecoded(segments: Sequence[Segment], position: int) -> None:
-    for segment in segments:
-        try:
-            segment.data.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"`source` is not UTF-8 at byte {position + error.start:,}. Convert it first, or use `exact=True`, "
-                "which keeps any bytes."
-            ) from error
-        position += len(segment.data)
 
 
 def _offsets(lengths: Sequence[int]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -208,7 +209,10 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
 
     Raises:
         ValueError: If the file is truncated, damaged, of a later version or not a compressed context at all.
+        IsADirectoryError: If it is a folder.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     try:
         with _readable_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
