@@ -240,7 +240,7 @@ def _kinds_section(run: FinishedRun, output: Path) -> str:
     groups = by(run.restored(), lambda record: (record["task"], record["kind"]))
     if not groups:
         return ""
-    plots.plot_kinds(run, output / "kinds.png")
+    drawn = plots.plot_kinds(run, output / "kinds.png")
     header = ["task", "kind", "items", "ratio", "characters a slot", "char_precision", "fox_precision", "exact"]
     rows = [
         [
@@ -254,7 +254,8 @@ def _kinds_section(run: FinishedRun, output: Path) -> str:
         ]
         for (task, kind), records in groups.items()
     ]
-    return f"## Kinds of text ({run.label})\n\n{table(header, rows)}\n\n![Kinds of text](kinds.png)"
+    picture = "\n\n![Kinds of text that do not come back whole](kinds.png)" if drawn else ""
+    return f"## Kinds of text ({run.label})\n\n{table(header, rows)}{picture}"
 
 
 def _questions_section(runs: Sequence[FinishedRun]) -> str:

@@ -31,7 +31,7 @@ _DOWNLOAD = """(data) => {
 
 
 def samples() -> list[dict[str, str]]:
-    """The sample texts: name, language, kind, source and licence, text."""
+    """The sample texts: name, language, kind, credit with the licence, source, text."""
     return [json.loads(line) for line in (HERE / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -56,10 +56,11 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
                 box = gr.Textbox(
                     chosen[0]["text"] if text is None else text,
                     label=f"Text, up to {limits.characters:,} characters",
-                    lines=11,
-                    max_lines=11,
+                    lines=12,
+                    max_lines=12,
                     elem_id="c3-box",
                 )
+                upload = gr.UploadButton("Open a text file or a .c3 file", size="sm", elem_id="c3-open")
             with gr.Column(scale=2, min_width=300):
                 names = gr.Radio(
                     [sample["name"] for sample in chosen],
@@ -67,28 +68,24 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
                     label="Samples",
                     elem_id="c3-samples",
                 )
-                source = gr.HTML(markup.source(chosen[0]["source"]) if text is None else "")
+                credit = gr.HTML(markup.credit(chosen[0]["credit"]) if text is None else "")
                 ratio = gr.Slider(
                     least,
                     most,
                     usual,
                     step=1,
                     label="Tokens for each latent, at most",
-                    info=f"This model was made for {usual}. The more, the smaller, until it fails.",
+                    info=f"The model was made for {usual}. The more, the smaller, until it fails.",
                     elem_id="c3-ratio",
                 )
-                with gr.Row():
-                    upload = gr.UploadButton("Open a text or .c3 file", elem_id="c3-open")
-                    run = gr.Button("Compress and restore", variant="primary", elem_id="c3-run")
+                run = gr.Button("Compress and restore", variant="primary", elem_id="c3-run")
         with gr.Tabs():
             with gr.Tab("What came back"):
                 status = gr.HTML(markup.notice("Press “Compress and restore”."), elem_id="c3-status")
                 figures = gr.HTML(elem_id="c3-figures")
-                gr.HTML("<h3>Restored from the latents alone</h3>")
                 differences = gr.HTML(elem_id="c3-differences")
-                gr.HTML("<h3>Known beforehand, from the latents and the text</h3>")
                 fidelity = gr.HTML(elem_id="c3-fidelity")
-                save = gr.Button("Save the latents as a .c3 file", elem_id="c3-save", size="sm")
+                save = gr.Button("Save the latents as a .c3 file", size="sm", elem_id="c3-save")
             with gr.Tab("Ask"):
                 question, start, ask = _asking(pipe)
                 answer, read = gr.HTML(elem_id="c3-answer"), gr.HTML(elem_id="c3-read")
@@ -101,13 +98,13 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
         gr.HTML(markup.PRIVACY)
         shown = [study, status, figures, fidelity, differences]
         names.change(
-            lambda name: next((s["text"], markup.source(s["source"])) for s in chosen if s["name"] == name),
+            lambda name: next((s["text"], markup.credit(s["credit"])) for s in chosen if s["name"] == name),
             names,
-            [box, source],
+            [box, credit],
             api_visibility="private",
             show_progress="hidden",
         )
-        box.input(lambda: (None, ""), None, [names, source], api_visibility="private", show_progress="hidden")
+        box.input(lambda: (None, ""), None, [names, credit], api_visibility="private", show_progress="hidden")
         run.click(page.run, [box, ratio], shown, show_progress_on=status, **model)
         upload.upload(page.open, [upload, box], [box, *shown], show_progress_on=status, **model)
         saved = save.click(page.file, study, [data, status], show_progress_on=status, **model)
@@ -145,7 +142,13 @@ def launch(pipe: C3Pipeline, text: str | None = None, limits: Limits | None = No
     app = create_app(pipe, text, limits)
     settings: dict[str, Any] = {
         # Fonts of the reader's own machine: none is fetched.
-        "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        "theme": gr.themes.Default(
+            primary_hue="emerald",
+            secondary_hue="emerald",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
         "css_paths": [HERE / "style.css"],
         "max_file_size": limits.file_bytes,
         "footer_links": ["settings"],

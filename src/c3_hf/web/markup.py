@@ -20,12 +20,16 @@ SHOWN = 20_000
 # The page is filled in by templates, in which these characters would count.
 _TEMPLATE = {ord(character): f"&#{ord(character)};" for character in "{}$`\\"}
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|.", re.DOTALL)
-_KINDS = {CERTAIN: "certain", CLOSE: "expected", AFTER_ERROR: "expected", WRONG: "wrong"}
+_KINDS = {CERTAIN: "sure", CLOSE: "expected", AFTER_ERROR: "expected", WRONG: "wrong"}
 _LEGEND = (
-    '<p class="c3-legend"><span class="c3-certain">certain to come back</span> '
+    '<p class="c3-legend"><span class="c3-sure">certain to come back</span> '
     '<span class="c3-expected">expected: right while all before it is, or by a narrow margin</span> '
     '<span class="c3-wrong">wrong</span></p>'
 )
+
+
+_BLOCK_END = '<span class="c3-cut" title="one block of latents ends here"></span>'
+_RESTORED = "<h3>Restored from the latents alone</h3>"
 
 
 def escape(text: str) -> str:
@@ -55,12 +59,12 @@ def heading(pipe: C3Pipeline) -> str:
         "<h1>What is left of a text in a few latents</h1>"
         f"<p>C3 reads a text and leaves {config.num_latents} vectors for each stretch of it; a decoder restores the "
         "text, or answers, from those alone. See which words come back, and where it ends.</p>"
-        f'<p class="c3-small">Model: {escape(pipe.name)}, {size / 1e6:,.1f} million parameters, made for '
+        f'<p class="c3-small">Model: {escape(pipe.name)}, {size:,} parameters, made for '
         f"{config.longest_segment:,} tokens in {config.num_latents} latents.</p>"
     )
 
 
-def source(words: str) -> str:
+def credit(words: str) -> str:
     """Where a sample is from."""
     return f'<p class="c3-small">{escape(words)}</p>'
 
@@ -80,7 +84,7 @@ def abilities(prompts: dict[str, str]) -> str:
 def fidelity(pipe: C3Pipeline, study: Study) -> str:
     """The text in the colours of what its latents bring back, known before anything is restored."""
     if study.text is None or study.context.margins is None:
-        return notice("A file holds no text: what is certain beforehand is known where the text is compressed here.")
+        return notice("What is certain beforehand is known where a text is compressed here; a file holds none.")
     pieces, used = [], 0
     for _, heat in heat_segments(study.context, [study.text], pipe.processor):
         for piece in heat:
@@ -89,22 +93,17 @@ def fidelity(pipe: C3Pipeline, study: Study) -> str:
         pieces.append(_BLOCK_END)
         if used >= SHOWN:
             break
-    return f'{_LEGEND}<div class="c3-text" tabindex="0">{"".join(pieces)}</div>{_beginning(used, len(study.text))}'
-
-
-_BLOCK_END = '<span class="c3-cut" title="one block of latents ends here"></span>'
+    body = f'<div class="c3-text" tabindex="0">{"".join(pieces)}</div>'
+    return (
+        f"<h3>Known beforehand, from the latents and the text</h3>{_LEGEND}{body}{_beginning(used, len(study.text))}"
+    )
 
 
 def differences(study: Study) -> str:
     """What was compressed and what came back side by side; where the two are equal, once."""
-    done = len(study.restored)
     if study.text is None:
-        shown = [
-            f'<div class="c3-half"><h4>Segment {number}: {"exact, by its digest" if exact else "not exact"}</h4>'
-            f'<div class="c3-text{"" if exact else " c3-doubt"}">{escape(text)}</div></div>'
-            for number, (text, exact) in enumerate(study.restored)
-        ]
-        return "".join(shown)
+        return _RESTORED + _unknown(study)
+    done = len(study.restored)
     rows, used, equal = [], 0, 0
     for number, (want, (got, _)) in enumerate(zip(study.segments, study.restored)):
         if want == got:
@@ -119,12 +118,26 @@ def differences(study: Study) -> str:
             )
         used += len(want)
     if not rows:
-        return notice(f"All {counted(done, 'segment')} came back identical, every character.", "good")
+        words = f"{'All ' if done > 1 else ''}{counted(done, 'segment')} came back identical, every character."
+        return _RESTORED + notice(words, "good")
     left_out = done - equal - len(rows)
-    more = f" {counted(left_out, 'further one')} that differ are not drawn." if left_out else ""
-    return notice(f"{equal} of {counted(done, 'segment')} came back identical and are not repeated here.{more}") + (
-        "".join(rows)
-    )
+    more = f" {counted(left_out, 'further segment')} not drawn." if left_out else ""
+    same = f"{equal} of {counted(done, 'segment')} came back identical; what differs is shown.{more}"
+    return f"{_RESTORED}{notice(same)}{''.join(rows)}"
+
+
+def _unknown(study: Study) -> str:
+    """What came back of a file, of which only the digests say whether it is right."""
+    shown, used = [], 0
+    for number, (text, exact) in enumerate(study.restored):
+        if used < SHOWN:
+            shown.append(
+                f'<div class="c3-half"><h4>Segment {number}: {"exact, by its digest" if exact else "not exact"}</h4>'
+                f'<div class="c3-text{"" if exact else " c3-doubt"}" tabindex="0">{escape(text)}</div></div>'
+            )
+        used += len(text)
+    left_out = len(study.restored) - len(shown)
+    return "".join(shown) + (notice(f"{counted(left_out, 'further segment')} not drawn.") if left_out else "")
 
 
 def _sides(want: str, got: str) -> tuple[str, str]:
@@ -134,8 +147,8 @@ def _sides(want: str, got: str) -> tuple[str, str]:
     for edit in Levenshtein.opcodes(a, b):
         lost, new = "".join(a[edit.src_start : edit.src_end]), "".join(b[edit.dest_start : edit.dest_end])
         equal = edit.tag == "equal"
-        left.append(_span("certain" if equal else "lost", lost))
-        right.append(_span("certain" if equal else "wrong", new))
+        left.append(_span("equal" if equal else "lost", lost))
+        right.append(_span("equal" if equal else "wrong", new))
     return "".join(left), "".join(right)
 
 
