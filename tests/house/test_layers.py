@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "training": {"modeling", "data", "latents", "pipeline", "files"},
     "evaluation": {"modeling", "data", "latents", "pipeline", "files"},
     "serving": {"modeling", "latents", "pipeline", "files"},
-    "web": {"modeling", "latents", "pipeline", "evaluation", "files"},
+    "web": {"modeling", "data", "latents", "pipeline", "evaluation", "files"},
     "cli": {
         "modeling",
         "conversion",

@@ -88,6 +88,7 @@ def test_a_higher_ratio_fails_and_a_text_that_came_back_is_not_repeated():
     assert "310" not in Reader(kept[4]).text
     assert 'class="c3-sure"' in kept[3]
     assert "c3-wrong" not in kept[3].split("</p>", 1)[1]
+    assert len(kept[4]) < 400
     assert lost[0].precision < 1
     assert "c3-wrong" in lost[3].split("</p>", 1)[1]
     assert "310" in Reader(lost[4]).text
@@ -96,7 +97,7 @@ def test_a_higher_ratio_fails_and_a_text_that_came_back_is_not_repeated():
 def test_a_text_is_shown_to_the_letter_and_never_markup(page):
     study, _, figures, fidelity, differences = last(page.run(HOSTILE * 2, 20))
     for part in (figures, fidelity, differences, markup.segments_read(study.segments, [0])):
-        assert Reader(part).tags <= {"p", "span", "div", "h3", "h4", "dl", "dt", "dd", "small", "mark", "b"}
+        assert Reader(part).tags <= {"p", "span", "div", "h3", "h4", "dl", "dt", "dd", "small", "mark", "b", "i", "u"}
         assert not set("{}$`") & set(part)
     assert HOSTILE * 2 in Reader(fidelity).text
     for refused in (page.run("\ud800" + HOSTILE, 1000), page.ask(HOSTILE, 8, None, "", HOSTILE)):
@@ -110,7 +111,10 @@ def test_each_kind_of_character_has_its_own_colour(pipe):
     margins[: ends[1] + 1] = 9
     margins[5], margins[3] = -1, 0.5
     changed = dataclasses.replace(study, context=dataclasses.replace(study.context, margins=margins, checksums=None))
-    shown = markup.fidelity(pipe, changed).split("</p>", 1)[1]
+    strip, shown = markup.fidelity(pipe, changed).split("</p>", 1)[1].split("c3-tall")
+    kinds = re.findall(r'<i class="c3-(\w+)" style="flex:(\d+)">', strip)
+    assert kinds[:4] == [("sure", "3"), ("expected", "1"), ("sure", "1"), ("wrong", "1")]
+    assert sum(int(size) for _, size in kinds) == len(TEXT)
     spans = re.findall(r'<span class="c3-(\w+)">(.*?)</span>', shown)[:5]
     assert spans[:4] == [("sure", "The"), ("expected", " "), ("sure", "k"), ("wrong", "e")]
     assert spans[4][0] == "expected"
@@ -151,7 +155,7 @@ def test_a_file_goes_out_and_comes_in_and_is_gone(page, tmp_path):
     assert text == ""
     assert not file.exists()
     assert [got for got, _ in opened.restored] == [got for got, _ in study.restored]
-    assert "0 of 2" in Reader(figures).text
+    assert f"exact0 of {len(study.context)}" in Reader(figures).text
     assert "not exact" in differences
     file = tmp_path / "up.txt"
     file.write_text(TEXT, encoding="utf-8")
@@ -210,6 +214,9 @@ def test_an_answer_comes_piece_by_piece_with_the_segments_it_was_read_in(model):
     direct = pipe.ask(study.context, "Who?", max_new_tokens=200)
     assert direct.text in Reader(answer).text
     assert Reader(read).text.count("read: segment") == len(study.context)
+    marked = markup.segments_read(["One. " * 200, "A <b> & c. Two."], [1], "<b> & c")
+    assert "<u>&lt;b&gt; &amp; c</u>" in marked
+    assert "… 680 characters …" in marked
     # The same text at the same ratio is not compressed again; another ratio is another study.
     assert last(page.ask(TEXT, 8, study, "Who?", ""))[0] is study
     assert last(page.ask(TEXT, 16, study, "Who?", ""))[0] is not study
@@ -232,7 +239,7 @@ def test_forgetting_is_tried_on_one_block_at_each_ratio(pipe, page):
     found = list(forget(pipe, TEXT, 1000))
     sizes = [trial.ratio for trial in found]
     assert sizes == sorted(set(sizes))
-    assert sizes[0] <= 4
+    assert sizes[:3] == [4, 8, 16]
     assert sizes[-1] == len(TEXT) / NUM_LATENTS
     assert all(0 <= trial.precision <= 1 and len(trial.by_position) == 10 for trial in found)
     assert len(list(forget(pipe, TEXT, 0))) == 1

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         # The bundled model is so small that a second thread costs more than it brings, on a busy machine far more.
         torch.set_num_threads(1)
     pipe = load_model(args)
-    print(describe(pipe, bundled=args.model is None))
+    print(pipe.describe())
     length = None if args.ratio is None else _segment_length(pipe, args.ratio)
     started = time.perf_counter()
     # As bytes, because a text may be the name of a file.
@@ -107,20 +107,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     args.model = args.web or args.model
     pipe = load_model(args)
-    say(args, describe(pipe, bundled=args.model is None))
+    say(args, pipe.describe())
     limits = Limits(seconds=args.time_limit)
     launch(pipe, text, limits, server_name=args.host, server_port=args.port)
     return 0
-
-
-def describe(pipe: C3Pipeline, bundled: bool) -> str:
-    """What kind of model it is, in one line."""
-    config, size = pipe.model.config, sum(weights.numel() for weights in pipe.model.parameters())
-    told = ". It shows that the code works: it copies text of any kind and knows no language" if bundled else ""
-    return (
-        f"{pipe.name}: {size:,} parameters, {config.num_latents} latents for up to "
-        f"{config.longest_segment} tokens, prompts {', '.join(pipe.processor.prompts)}{told}"
-    )
 
 
 def _segment_length(pipe: C3Pipeline, ratio: float) -> int:

@@ -94,7 +94,10 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
                 draw = gr.Button("Try this text at every ratio", variant="primary", elem_id="c3-forget")
                 tried = gr.HTML(elem_id="c3-tried")
                 with gr.Row():
-                    here, recorded = gr.HTML(elem_id="c3-here"), gr.HTML(elem_id="c3-recorded")
+                    with gr.Column(min_width=340):
+                        here = gr.HTML(elem_id="c3-here")
+                    with gr.Column(min_width=340):
+                        recorded = gr.HTML(elem_id="c3-recorded")
         gr.HTML(markup.PRIVACY)
         shown = [study, status, figures, fidelity, differences]
         names.change(

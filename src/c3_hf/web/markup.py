@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 from rapidfuzz.distance import Levenshtein
 from transformers import PretrainedConfig
@@ -17,10 +18,17 @@ from .study import Study, Trial
 
 # Characters of a text that are drawn; the figures are of all of it.
 SHOWN = 20_000
+# Characters kept at each end of a long stretch in which nothing differs.
+_CONTEXT = 160
+# Segments that were not read and are drawn beside those that were.
+_MOST_UNREAD = 100
+# Parts of the bar that stands for a whole text.
+_PARTS = 240
 # The page is filled in by templates, in which these characters would count.
 _TEMPLATE = {ord(character): f"&#{ord(character)};" for character in "{}$`\\"}
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|.", re.DOTALL)
 _KINDS = {CERTAIN: "sure", CLOSE: "expected", AFTER_ERROR: "expected", WRONG: "wrong"}
+_WORST = ("sure", "expected", "wrong")
 _LEGEND = (
     '<p class="c3-legend"><span class="c3-sure">certain to come back</span> '
     '<span class="c3-expected">expected: right while all before it is, or by a narrow margin</span> '
@@ -54,13 +62,11 @@ PRIVACY = (
 
 def heading(pipe: C3Pipeline) -> str:
     """What the page is about, and what model it shows."""
-    config, size = pipe.model.config, sum(weights.numel() for weights in pipe.model.parameters())
     return (
         "<h1>What is left of a text in a few latents</h1>"
-        f"<p>C3 reads a text and leaves {config.num_latents} vectors for each stretch of it; a decoder restores the "
-        "text, or answers, from those alone. See which words come back, and where it ends.</p>"
-        f'<p class="c3-small">Model: {escape(pipe.name)}, {size:,} parameters, made for '
-        f"{config.longest_segment:,} tokens in {config.num_latents} latents.</p>"
+        f"<p>C3 reads a text and leaves {pipe.model.config.num_latents} vectors for each stretch of it; a decoder "
+        "restores the text, or answers, from those alone. See which words come back, and where it ends.</p>"
+        f'<p class="c3-small">{escape(pipe.describe())}.</p>'
     )
 
 
@@ -85,18 +91,26 @@ def fidelity(pipe: C3Pipeline, study: Study) -> str:
     """The text in the colours of what its latents bring back, known before anything is restored."""
     if study.text is None or study.context.margins is None:
         return notice("What is certain beforehand is known where a text is compressed here; a file holds none.")
-    pieces, used = [], 0
+    pieces, strip, used = [], [], 0
     for _, heat in heat_segments(study.context, [study.text], pipe.processor):
         for piece in heat:
-            pieces.append(_span(_KINDS[piece.kind], piece.text))
-            used += len(piece.text)
-        pieces.append(_BLOCK_END)
-        if used >= SHOWN:
-            break
-    body = f'<div class="c3-text" tabindex="0">{"".join(pieces)}</div>'
-    return (
-        f"<h3>Known beforehand, from the latents and the text</h3>{_LEGEND}{body}{_beginning(used, len(study.text))}"
-    )
+            strip.append((_KINDS[piece.kind], len(piece.text)))
+            if used < SHOWN:
+                pieces.append(_span(_KINDS[piece.kind], piece.text))
+                used += len(piece.text)
+        pieces.append(_BLOCK_END if used < SHOWN else "")
+    body = f'<div class="c3-text c3-tall" tabindex="0"><div>{"".join(pieces)}</div></div>'
+    title = "<h3>Known beforehand, from the latents and the text</h3>"
+    return f"{title}{_LEGEND}{_strip(strip)}{body}{_beginning(used, len(study.text))}"
+
+
+def _strip(kinds: Sequence[tuple[str, int]]) -> str:
+    """The whole text as a bar, from its beginning to its end, each part in the colour of the worst in it."""
+    spread = [_WORST.index(kind) for kind, size in kinds for _ in range(size)]
+    parts = min(_PARTS, len(spread))
+    worst = [max(spread[part * len(spread) // parts : (part + 1) * len(spread) // parts]) for part in range(parts)]
+    cells = "".join(f'<i class="c3-{_WORST[kind]}" style="flex:{len(list(run))}"></i>' for kind, run in groupby(worst))
+    return f'<div class="c3-strip" role="img" aria-label="the whole text by its colours">{cells}</div>'
 
 
 def differences(study: Study) -> str:
@@ -147,9 +161,18 @@ def _sides(want: str, got: str) -> tuple[str, str]:
     for edit in Levenshtein.opcodes(a, b):
         lost, new = "".join(a[edit.src_start : edit.src_end]), "".join(b[edit.dest_start : edit.dest_end])
         equal = edit.tag == "equal"
-        left.append(_span("equal" if equal else "lost", lost))
-        right.append(_span("equal" if equal else "wrong", new))
+        left.append(_shortened(lost) if equal else _span("lost", lost))
+        right.append(_shortened(new) if equal else _span("wrong", new))
     return "".join(left), "".join(right)
+
+
+def _shortened(text: str) -> str:
+    """The two ends of a stretch in which there is nothing to see."""
+    left_out = len(text) - 2 * _CONTEXT
+    if left_out < _CONTEXT:
+        return escape(text)
+    gap = f'<span class="c3-gap">… {left_out:,} characters …</span>'
+    return f"{escape(text[:_CONTEXT])}{gap}{escape(text[-_CONTEXT:])}"
 
 
 def figures(config: PretrainedConfig, study: Study, calibrated: bool) -> str:
@@ -184,18 +207,18 @@ def figures(config: PretrainedConfig, study: Study, calibrated: bool) -> str:
     return f'<dl class="c3-figures">{"".join(cards)}</dl>'
 
 
-def segments_read(texts: Sequence[str], read: Sequence[int]) -> str:
-    """The text with the segments marked that the model had in front of it."""
-    pieces, used, skipped = [], 0, False
+def segments_read(texts: Sequence[str], read: Sequence[int], answer: str = "") -> str:
+    """The text with the segments marked that the model had in front of it, and the answer where it stands in one."""
+    pieces = []
     for number, text in enumerate(texts):
         if number in read:
-            pieces.append(f'<mark class="c3-read"><b>read: segment {number}</b> {escape(text)}</mark>')
-        elif used < SHOWN:
-            pieces.append(f"<span>{escape(text)}</span>")
-            used += len(text)
-        elif not skipped:
-            pieces.append("<span> … </span>")
-        skipped = number not in read and used >= SHOWN
+            shown = escape(text)
+            if answer and answer in text:
+                before, behind = text.split(answer, 1)
+                shown = f"{escape(before)}<u>{escape(answer)}</u>{escape(behind)}"
+            pieces.append(f'<mark class="c3-read"><b>read: segment {number}</b> {shown}</mark>')
+        elif number < _MOST_UNREAD:
+            pieces.append(f"<span>{_shortened(text)}</span>")
     return f'<div class="c3-text" tabindex="0">{"".join(pieces)}</div>'
 
 

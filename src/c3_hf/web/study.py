@@ -12,10 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..data.samples import cut_to_tokens
 from ..evaluation.metrics.characters import char_precision
 from ..evaluation.metrics.tokens import accuracy_by_position
 from ..latents import CompressedContext
-from ..latents.segments import MIN_SEGMENT_LENGTH, iter_segments
+from ..latents.segments import MIN_SEGMENT_LENGTH
 from ..pipeline import C3Pipeline
 
 
@@ -166,11 +167,13 @@ def forget(pipe: C3Pipeline, text: str, seconds: float) -> Iterator[Trial]:
     for ratio in ratios_to_try(pipe):
         if longest and time.monotonic() - started > seconds:
             return
-        wanted = next(iter_segments([text], pipe.processor.encoder_reader, ratio * num_latents)).text
-        if len(wanted) <= longest:
+        head = cut_to_tokens(pipe.processor.encoder_reader, text, ratio * num_latents)
+        if len(head) <= longest:
             continue
-        block = pipe.compress(wanted.encode(), ratio=ratio)
-        longest, got = len(wanted), pipe.restore(block).text
+        # One block: a text that is cut may have a token more than it had as a part.
+        block = pipe.compress(head.encode(), ratio=ratio)[0]
+        longest, wanted = len(head), head[: int(block.char_offsets[-1])]
+        got = pipe.restore(block).text
         size = block.num_tokens / num_latents
         yield Trial(size, char_precision(got, wanted), tuple(accuracy_by_position(read(got), read(wanted))))
 
