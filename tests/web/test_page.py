@@ -216,7 +216,8 @@ def test_an_answer_comes_piece_by_piece_with_the_segments_it_was_read_in(model):
     assert Reader(read).text.count("read: segment") == len(study.context)
     marked = markup.segments_read(["One. " * 200, "A <b> & c. Two."], [1], "<b> & c")
     assert "<u>&lt;b&gt; &amp; c</u>" in marked
-    assert "… 680 characters …" in marked
+    assert "… 684 characters …" in marked
+    assert "One. <span" in marked
     # The same text at the same ratio is not compressed again; another ratio is another study.
     assert last(page.ask(TEXT, 8, study, "Who?", ""))[0] is study
     assert last(page.ask(TEXT, 16, study, "Who?", ""))[0] is not study

@@ -50,7 +50,7 @@ def answers(pipe: C3Pipeline, study: Study, question: str, start: str) -> Iterat
         answer = asked.result()
     said = ", ".join(map(str, answer.segments))
     reason = f", because {'it holds your words' if found else 'of ' + answer.reason}" if answer.reason else ""
-    words = f"Read: segment {said} of 0 to {len(study.context) - 1}{reason}."
+    words = f"Read: segment {said} of segments 0 to {len(study.context) - 1}{reason}."
     if answer.cut.strip():
         words += " Struck out: where the reply leaves the text."
     yield (

@@ -27,6 +27,8 @@ _PARTS = 240
 # The page is filled in by templates, in which these characters would count.
 _TEMPLATE = {ord(character): f"&#{ord(character)};" for character in "{}$`\\"}
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|\s+|.", re.DOTALL)
+# A word that was cut in two, at an end or a start.
+_SPLIT_END, _SPLIT_START = re.compile(r"(?<=\s)\S{1,20}$"), re.compile(r"^\S{1,20}(?=\s)")
 _KINDS = {CERTAIN: "sure", CLOSE: "expected", AFTER_ERROR: "expected", WRONG: "wrong"}
 _WORST = ("sure", "expected", "wrong")
 _LEGEND = (
@@ -167,12 +169,12 @@ def _sides(want: str, got: str) -> tuple[str, str]:
 
 
 def _shortened(text: str) -> str:
-    """The two ends of a stretch in which there is nothing to see."""
-    left_out = len(text) - 2 * _CONTEXT
-    if left_out < _CONTEXT:
+    """The two ends of a stretch in which there is nothing to see, cut between words where there are spaces."""
+    if len(text) < 3 * _CONTEXT:
         return escape(text)
-    gap = f'<span class="c3-gap">… {left_out:,} characters …</span>'
-    return f"{escape(text[:_CONTEXT])}{gap}{escape(text[-_CONTEXT:])}"
+    first, last = _SPLIT_END.sub("", text[:_CONTEXT]), _SPLIT_START.sub("", text[-_CONTEXT:])
+    left_out = len(text) - len(first) - len(last)
+    return f'{escape(first)}<span class="c3-gap">… {left_out:,} characters …</span>{escape(last)}'
 
 
 def figures(config: PretrainedConfig, study: Study, calibrated: bool) -> str:
