@@ -44,47 +44,26 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
         limits: How much a visitor may ask for.
     """
     limits = limits or Limits()
-    page, chosen = Page(pipe, limits), samples()
+    page = Page(pipe, limits)
     # One thing at a time is computed; other visitors wait in line and see their place.
     model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-    least, most, usual = ratio_range(pipe)
     with gr.Blocks(title="What C3 keeps", analytics_enabled=False, delete_cache=(_FILE_LIFE, _FILE_LIFE)) as app:
         study, data = gr.State(time_to_live=_STATE_LIFE), gr.Textbox(visible=False)
         gr.HTML(markup.heading(pipe))
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=300):
-                box = gr.Textbox(
-                    chosen[0]["text"] if text is None else text,
-                    label=f"Text, up to {limits.characters:,} characters",
-                    lines=12,
-                    max_lines=12,
-                    elem_id="c3-box",
-                )
+                label = f"Text, up to {limits.characters:,} characters"
+                first = samples()[0]["text"] if text is None else text
+                box = gr.Textbox(first, label=label, lines=12, max_lines=12, elem_id="c3-box")
                 upload = gr.UploadButton("Open a text file or a .c3 file", size="sm", elem_id="c3-open")
             with gr.Column(scale=2, min_width=300):
-                names = gr.Radio(
-                    [sample["name"] for sample in chosen],
-                    value=chosen[0]["name"] if text is None else None,
-                    label="Samples",
-                    elem_id="c3-samples",
-                )
-                credit = gr.HTML(markup.credit(chosen[0]["credit"]) if text is None else "")
-                ratio = gr.Slider(
-                    least,
-                    most,
-                    usual,
-                    step=1,
-                    label="Tokens for each latent, at most",
-                    info=f"The model was made for {usual}. The more, the smaller, until it fails.",
-                    elem_id="c3-ratio",
-                )
+                _choose_sample(box, begins=text is None)
+                ratio = _choose_ratio(pipe)
                 run = gr.Button("Compress and restore", variant="primary", elem_id="c3-run")
         with gr.Tabs():
             with gr.Tab("What came back"):
                 status = gr.HTML(markup.notice("Press “Compress and restore”."), elem_id="c3-status")
-                figures = gr.HTML(elem_id="c3-figures")
-                differences = gr.HTML(elem_id="c3-differences")
-                fidelity = gr.HTML(elem_id="c3-fidelity")
+                parts = [gr.HTML(elem_id=f"c3-{name}") for name in ("figures", "differences", "fidelity")]
                 save = gr.Button("Save the latents as a .c3 file", size="sm", elem_id="c3-save")
             with gr.Tab("Ask"):
                 question, start, ask = _asking(pipe)
@@ -99,15 +78,7 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
                     with gr.Column(min_width=340):
                         recorded = gr.HTML(elem_id="c3-recorded")
         gr.HTML(markup.PRIVACY)
-        shown = [study, status, figures, fidelity, differences]
-        names.change(
-            lambda name: next((s["text"], markup.credit(s["credit"])) for s in chosen if s["name"] == name),
-            names,
-            [box, credit],
-            api_visibility="private",
-            show_progress="hidden",
-        )
-        box.input(lambda: (None, ""), None, [names, credit], api_visibility="private", show_progress="hidden")
+        shown = [study, status, *parts]
         run.click(page.run, [box, ratio], shown, show_progress_on=status, **model)
         upload.upload(page.open, [upload, box], [box, *shown], show_progress_on=status, **model)
         saved = save.click(page.file, study, [data, status], show_progress_on=status, **model)
@@ -122,6 +93,26 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
         )
         draw.click(page.forget, box, [tried, here, recorded], show_progress_on=tried, **model)
     return app.queue(max_size=32)
+
+
+def _choose_sample(box: gr.Textbox, begins: bool) -> None:
+    """The samples' names, which fill the box; the first is chosen where the page begins with it."""
+    chosen = {sample["name"]: sample for sample in samples()}
+    first = next(iter(chosen.values()))
+    own: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    names = gr.Radio(list(chosen), value=first["name"] if begins else None, label="Samples", elem_id="c3-samples")
+    credit = gr.HTML(markup.credit(first["credit"]) if begins else "")
+    names.input(
+        lambda name: (chosen[name]["text"], markup.credit(chosen[name]["credit"])), names, [box, credit], **own
+    )
+    box.input(lambda: (None, ""), None, [names, credit], **own)
+
+
+def _choose_ratio(pipe: C3Pipeline) -> gr.Slider:
+    least, most, usual = ratio_range(pipe)
+    info = f"The model was made for {usual}. The more, the smaller, until it fails."
+    label = "Tokens for each latent, at most"
+    return gr.Slider(least, most, usual, step=1, label=label, info=info, elem_id="c3-ratio")
 
 
 def _asking(pipe: C3Pipeline) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
