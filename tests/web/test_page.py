@@ -223,6 +223,17 @@ def test_an_answer_comes_piece_by_piece_with_the_segments_it_was_read_in(model):
     assert last(page.ask(TEXT, 16, study, "Who?", ""))[0] is not study
 
 
+def test_the_bundled_model_goes_on_from_words_and_the_place_is_marked():
+    text = "Rain fell on the pier. The access code of the depot at Bergen is 482913. Nobody came that day."
+    page = Page(C3Pipeline.from_pretrained(dtype="float32"), Limits())
+    steps = list(page.ask(text, 20, None, "", "The access code of the depot at"))
+    assert len(steps) > 4
+    _, answer, read = steps[-1]
+    assert "Bergen is 482913" in Reader(answer).text
+    assert "it holds your words" in Reader(answer).text
+    assert "<u>The access code of the depot at Bergen is 482913" in read
+
+
 @pytest.mark.parametrize("stride", [None, 12])
 def test_the_range_of_ratios_is_the_checkpoints(stride):
     pipe = C3Pipeline(make_model(4, latent_stride=stride), make_processor())

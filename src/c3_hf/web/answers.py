@@ -53,10 +53,8 @@ def answers(pipe: C3Pipeline, study: Study, question: str, start: str) -> Iterat
     words = f"Read: segment {said} of segments 0 to {len(study.context) - 1}{reason}."
     if answer.cut.strip():
         words += " Struck out: where the reply leaves the text."
-    yield (
-        _answer(answer.text, answer.cut, "") + markup.notice(words),
-        markup.segments_read(study.segments, answer.segments),
-    )
+    read = markup.segments_read(study.segments, answer.segments, answer.text.strip())
+    yield _answer(answer.text, answer.cut, "") + markup.notice(words), read
 
 
 def _answer(text: str, cut: str, more: str) -> str:
