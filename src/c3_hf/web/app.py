@@ -63,7 +63,7 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
         with gr.Tabs():
             with gr.Tab("What came back"):
                 status = gr.HTML(markup.notice("Press “Compress and restore”."), elem_id="c3-status")
-                parts = [gr.HTML(elem_id=f"c3-{name}") for name in ("figures", "differences", "fidelity")]
+                parts = [gr.HTML(elem_id=f"c3-{name}") for name in ("figures", "fidelity", "differences")]
                 save = gr.Button("Save the latents as a .c3 file", size="sm", elem_id="c3-save")
             with gr.Tab("Ask"):
                 question, start, ask = _asking(pipe)

@@ -12,7 +12,7 @@ from .answers import answers
 from .study import Limits, Study, Trial, compress_within, forget, from_file, recorded_trials, restore_within, to_file
 
 
-# State, status, figures, differences, the text in colours.
+# State, status, figures, the text in colours, differences.
 Shown = tuple[Study | None, str, str, str, str]
 
 
@@ -120,7 +120,7 @@ class Page:
 
         def shown(status: str) -> Shown:
             numbers = markup.figures(config, study, calibrated) if total else ""
-            return study, status, numbers, markup.differences(study) if study.restored else "", fidelity
+            return study, status, numbers, fidelity, markup.differences(study) if study.restored else ""
 
         yield shown(markup.notice(f"Restoring {markup.counted(total, 'segment')}…"))
         for step in restore_within(self.pipe, study, self.limits.seconds / 2):
