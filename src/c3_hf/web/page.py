@@ -53,7 +53,9 @@ class Page:
                 for shown in self._restored(study):
                     yield "", *shown
             else:
-                read = self.limits.check(file.read_bytes().decode("utf-8"))
+                data = file.read_bytes()
+                file.unlink()
+                read = self.limits.check(data.decode("utf-8"))
                 words = f"{len(read):,} characters read from the file. Now compress and restore."
                 yield read, None, markup.notice(words), "", "", ""
         except UnicodeDecodeError:
