@@ -12,6 +12,7 @@ import pytest
 
 from c3_hf import C3Pipeline
 from c3_hf.files import write_json
+from c3_hf.latents.ask import Answer
 from c3_hf.latents.decoding import cache_bytes
 from c3_hf.web import markup
 from c3_hf.web.page import Page
@@ -223,15 +224,17 @@ def test_an_answer_comes_piece_by_piece_with_the_segments_it_was_read_in(model):
     assert last(page.ask(TEXT, 16, study, "Who?", ""))[0] is not study
 
 
-def test_the_bundled_model_goes_on_from_words_and_the_place_is_marked():
-    text = "Rain fell on the pier. The access code of the depot at Bergen is 482913. Nobody came that day."
-    page = Page(C3Pipeline.from_pretrained(dtype="float32"), Limits())
-    steps = list(page.ask(text, 20, None, "", "The access code of the depot at"))
-    assert len(steps) > 4
-    _, answer, read = steps[-1]
-    assert "Bergen is 482913" in Reader(answer).text
-    assert "it holds your words" in Reader(answer).text
-    assert "<u>The access code of the depot at Bergen is 482913" in read
+def test_what_was_found_is_marked_in_its_segment_and_what_leaves_the_text_struck_out(model, monkeypatch):
+    pipe = C3Pipeline(model, make_processor(prompts={"find": "Find: "}))
+    found = Answer("Eleven, he said.", (2,), "it holds the words of `start`", " Twelve <b>!")
+    monkeypatch.setattr(pipe, "ask", lambda *contexts, **options: found)
+    study, answer, read = last(Page(pipe, Limits()).ask(TEXT, 8, None, "", "Eleven"))
+    assert "Eleven, he said.<del> Twelve &lt;b&gt;!</del>" in answer
+    assert f"Read: segment 2 of segments 0 to {len(study.context) - 1}, because it holds your words." in answer
+    assert "`" not in answer
+    assert "Eleven, he said." in study.segments[2]
+    assert read.count("<mark") == 1
+    assert "<u>Eleven, he said.</u>" in read
 
 
 @pytest.mark.parametrize("stride", [None, 12])
