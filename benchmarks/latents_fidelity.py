@@ -68,7 +68,7 @@ def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -
     """Margins and free-running result of each segment; float32 latents."""
     restorer = Restorer(model, processor)
     compressor = Compressor(
-        restorer, CompressionOptions(dtype=torch.float32, verify=True, batch_size=options.batch_size)
+        restorer, CompressionOptions(latent_dtype=torch.float32, verify=True, batch_size=options.batch_size)
     )
     results: dict[int, dict[str, Any]] = {}
     for rows in batches_by_length([len(segment.token_ids) for segment in segments], options.batch_size):
@@ -149,7 +149,7 @@ def dtype_rows(model: Any, processor: Any, options: Any) -> list[dict[str, Any]]
     source = "\n\n".join(texts(options, "passages_en"))
     rows = []
     for dtype in DTYPES:
-        context = compress(source, model, processor, dtype=dtype, verify=True, batch_size=options.batch_size)
+        context = compress(source, model, processor, latent_dtype=dtype, verify=True, batch_size=options.batch_size)
         sizes = context.tensors()
         rows.append(
             {

@@ -26,7 +26,7 @@ from c3_hf.evaluation.metrics.tokens import accuracy_by_position
 from c3_hf.evaluation.plots import beside, draw_tenths
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
 from c3_hf.files import write_json
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 
 from .finding import measure_questions, measure_sentences
 from .record import environment
@@ -81,7 +81,7 @@ def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dic
     rows = []
     groups = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
     for group in tqdm(groups, unit="batch", disable=None):
-        restored = restore_texts(model, processor, [item.text for item in group], batch_size=BATCH_SIZE)
+        restored = C3Pipeline(model, processor).round_trip([item.text for item in group], batch_size=BATCH_SIZE)
         for item, text in zip(group, restored):
             wanted, got = (processor.tokenize_context(side) for side in (item.text, text))
             rows.append(

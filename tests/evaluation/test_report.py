@@ -14,10 +14,16 @@ from c3_hf.cli import main
 from c3_hf.evaluation import plots
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
 from c3_hf.evaluation.items import RestoreItem
-from c3_hf.evaluation.receipts import difference, receipts_page, worst_items
-from c3_hf.evaluation.records import FinishedRun, items_hash, make_record
-from c3_hf.evaluation.report import table, write_report
-from c3_hf.evaluation.summary import bootstrap_interval, grouped, mean_of, with_interval
+from c3_hf.evaluation.records import (
+    FinishedRun,
+    bootstrap_interval,
+    grouped,
+    items_hash,
+    make_record,
+    mean_of,
+    with_interval,
+)
+from c3_hf.evaluation.report import difference, receipts_page, table, worst_items, write_report
 from c3_hf.files import write_json
 
 

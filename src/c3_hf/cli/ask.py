@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import STREAM, SUFFIX, check_context, context_path
+from .files import STREAM, SUFFIX, check_context, check_stdin, context_path
 from .loading import add_model_arguments, check_numbers, load_model
 from .messages import check_text
 from .parsing import as_typed
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     check_text("QUESTION", question)
     check_text("--start", args.start)
     segments = None if args.segments is None else parse_segments(args.segments)
+    check_stdin(files)
     for name in files:
         check_context(name)
 

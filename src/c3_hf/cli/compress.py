@@ -13,10 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..files import file_sha256, is_stream
 from .files import (
     STREAM,
     SUFFIX,
     Job,
+    add_output_arguments,
     check_jobs,
     is_context,
     is_folder_name,
@@ -28,8 +30,8 @@ from .messages import Failures, stdin_bytes
 from .parsing import CommandParser, as_typed
 
 
-# Options of compressing that the command calls otherwise: `--dtype` is the model's, in every command.
-_FLAGS = {"dtype": "--latent-dtype", "exact_check": "--check"}
+# Options of compressing that the command calls otherwise.
+_FLAGS = {"exact_check": "--check"}
 _TYPES = {"int": int, "float": float}
 
 
@@ -45,14 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="FILE", help="text files, directories (all files below), or - for stdin"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        help="the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or "
-        "to put FILE.c3 into (default: FILE.c3 beside each)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing output that is no compressed context"
+    add_output_arguments(
+        parser,
+        "the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or to "
+        "put FILE.c3 into (default: FILE.c3 beside each)",
+        "replace an existing output that is no compressed context",
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     add_model_arguments(parser)
@@ -94,7 +93,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
     names = {field.name: _flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(CompressionOptions)}
     given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
-    return {name: getattr(torch, value) if name == "dtype" else value for name, value in given.items()}
+    return {name: getattr(torch, value) if name == "latent_dtype" else value for name, value in given.items()}
 
 
 def _flag(name: str) -> str:
@@ -149,8 +148,6 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
 
 
 def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> None:
-    from c3_hf.files import is_stream
-
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
         path = Path(folder) / f"stdout{SUFFIX}" if through else Path(job.target)
@@ -165,7 +162,6 @@ def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> Non
 
 def _is_current(job: Job, pipe: Any, options: dict[str, Any]) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
-    from c3_hf.files import file_sha256
     from c3_hf.latents import CompressedContext
 
     if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):

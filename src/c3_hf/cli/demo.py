@@ -118,10 +118,10 @@ def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
     from c3_hf.latents.segments import MIN_SEGMENT_LENGTH
 
     num_latents = pipe.model.config.num_latents
-    length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.longest_segment)
+    length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.segment_room)
     if length != int(ratio * num_latents):
         print(
-            f"--ratio {ratio:g}: a segment has {MIN_SEGMENT_LENGTH} to {pipe.longest_segment:,} tokens, so that "
+            f"--ratio {ratio:g}: a segment has {MIN_SEGMENT_LENGTH} to {pipe.segment_room:,} tokens, so that "
             f"this is {length / num_latents:.1f} tokens a latent"
         )
     return length

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c3_hf.evaluation.records import FinishedRun
-from c3_hf.evaluation.summary import bootstrap_interval, by, mean, mean_of, ratio, values
+from c3_hf.evaluation.records import FinishedRun, bootstrap_interval, by, mean, mean_of, ratio, values
 
 
 if TYPE_CHECKING:
