@@ -7,5 +7,5 @@ from c3_hf.web.app import launch
 
 
 # A folder or a Hub id, in the Space's settings; without one the small model in the package.
-pipe = C3Pipeline.from_pretrained(os.environ.get("C3_MODEL"), dtype="float32")
+pipe = C3Pipeline.from_pretrained(os.environ.get("C3_MODEL") or None, dtype="float32")
 launch(pipe)

@@ -100,7 +100,7 @@ def ratio_range(pipe: C3Pipeline) -> tuple[int, int, int]:
     """Tokens for each latent: the least and the most that a checkpoint takes, and what it was made for."""
     config = pipe.model.config
     least = -(-MIN_SEGMENT_LENGTH // config.num_latents)
-    most = max(least, pipe.longest_segment // config.num_latents)
+    most = max(least, pipe.segment_room // config.num_latents)
     usual = config.longest_segment // config.num_latents
     if config.segment_length is None and config.latent_stride is not None:
         usual = config.latent_stride
