@@ -19,6 +19,7 @@ OPT_IN = {
     "slow": "takes long; run with --run-slow",
     "gpu": "needs a CUDA device; run with --run-gpu",
     "hub": "needs the Hugging Face Hub; run with --run-hub",
+    "browser": "drives Chromium; run with --run-browser",
 }
 
 

@@ -26,6 +26,7 @@ from .modeling.chats_c3 import as_chats
 
 
 Conversation = Sequence[dict[str, Any]]
+_ABOUT_BUNDLED = "It shows that the code works: it copies text of any kind and knows no language"
 
 
 class C3Pipeline:
@@ -119,6 +120,15 @@ class C3Pipeline:
         return (
             f"C3Pipeline({self.name}: {config.num_latents} latents for up to {config.longest_segment} tokens, "
             f"{self.dtype}, {self.device})"
+        )
+
+    def describe(self) -> str:
+        """What kind of model it is, in one line."""
+        config, size = self.model.config, sum(weights.numel() for weights in self.model.parameters())
+        told = f". {_ABOUT_BUNDLED}" if self.model.name_or_path == tiny_model_path() else ""
+        return (
+            f"{self.name}: {size:,} parameters, {config.num_latents} latents for up to {config.longest_segment} "
+            f"tokens, prompts {', '.join(self.processor.prompts)}{told}"
         )
 
     @property

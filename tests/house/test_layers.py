@@ -26,7 +26,19 @@ MAY_IMPORT = {
     "training": {"modeling", "data", "latents", "pipeline", "files"},
     "evaluation": {"modeling", "data", "latents", "pipeline", "files"},
     "serving": {"modeling", "latents", "pipeline", "files"},
-    "cli": {"modeling", "conversion", "data", "latents", "pipeline", "training", "evaluation", "serving", "files"},
+    "web": {"modeling", "data", "latents", "pipeline", "evaluation", "files"},
+    "cli": {
+        "modeling",
+        "conversion",
+        "data",
+        "latents",
+        "pipeline",
+        "training",
+        "evaluation",
+        "serving",
+        "web",
+        "files",
+    },
 }
 # What needs no place: the version for records, the folder of the bundled model.
 ROOT_NAMES = {"__version__", "tiny_model_path"}

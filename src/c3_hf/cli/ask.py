@@ -59,11 +59,14 @@ def run(args: argparse.Namespace) -> int:
         check_context(name)
 
     from c3_hf.latents import CompressedContext
+    from c3_hf.latents.ask import choose_prompt
 
     pipe = load_model(args)
     with contextlib.ExitStack() as stack:
         contexts = [CompressedContext.load(stack.enter_context(context_path(name))) for name in files]
         printer = _printer(pipe.processor.tokenizer, args.start)
+        # What is found is printed as far as it stands in the text, which is known at its end.
+        finds = choose_prompt(pipe.processor.prompts, question, args.start) == "find"
         answer = pipe.ask(
             contexts,
             question,
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             progress=True,
-            streamer=printer,
+            streamer=None if finds else printer,
         )
     if not printer.printed:
         print(answer)

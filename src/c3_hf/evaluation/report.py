@@ -265,10 +265,11 @@ def _kinds_section(run: FinishedRun, output: Path) -> str:
     groups = by(run.restored(), lambda record: (record["task"], record["kind"]))
     if not groups:
         return ""
-    plots.plot_kinds(run, output / "kinds.png")
+    drawn = plots.plot_kinds(run, output / "kinds.png")
     rows = [[task, kind, *_row(_OF_A_KIND, records)] for (task, kind), records in groups.items()]
     shown = table(["task", "kind", *_OF_A_KIND], rows)
-    return f"## Kinds of text ({run.label})\n\n{shown}\n\n![Kinds of text](kinds.png)"
+    picture = "\n\n![Kinds of text that do not come back whole](kinds.png)" if drawn else ""
+    return f"## Kinds of text ({run.label})\n\n{shown}{picture}"
 
 
 def _questions_section(runs: Sequence[FinishedRun]) -> str:

@@ -11,6 +11,7 @@ from transformers import (
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
     StaticCache,
@@ -389,6 +390,13 @@ def context_room(model: PreTrainedModel) -> int:
 def decoder_positions(model: PreTrainedModel) -> int:
     """Positions of the decoder, for prompt and reply together."""
     return model.config.text_config.max_position_embeddings
+
+
+def cache_bytes(config: PretrainedConfig, batch_size: int, length: int, element_size: int) -> int:
+    """Bytes of a decoder's keys and values; families without grouped heads give no `num_key_value_heads`."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * batch_size * length * element_size
 
 
 def skipped_positions(model: PreTrainedModel) -> int:
