@@ -18,10 +18,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the extra test")
 
-from c3_hf import C3Pipeline  # noqa: E402
 from c3_hf.cli import main  # noqa: E402
 from c3_hf.serving.protocol import Limits, read_segments  # noqa: E402
-from factories import make_model, make_processor  # noqa: E402
 
 from .conftest import TEXT, ask, slowed, wait_until  # noqa: E402
 
@@ -162,12 +160,6 @@ def test_metrics_count_tokens_and_routes(start, random_pipe, http):
     assert 'c3_requests_total{route="/v1/completions",status="200"} 1.0' in counted
     assert "c3_prompt_tokens_total 3.0" in counted
     assert "c3_reply_tokens_total 2.0" in counted
-
-
-def test_a_model_whose_latents_have_a_stride_is_refused(start):
-    strided = C3Pipeline(make_model(latent_stride=4), make_processor())
-    with pytest.raises(ValueError, match="`pipe`: the latents of this model have a stride; such a model cannot be"):
-        start(strided)
 
 
 @pytest.mark.parametrize("name", ["max_body", "max_waiting", "seconds"])

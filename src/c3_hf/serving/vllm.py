@@ -169,7 +169,7 @@ class VllmEngine:
     async def _ask_check(self, url: str, text: str) -> str:
         pipe = self._pipe
         latents = await self._thread.run(lambda: pipe.compress(text, dtype=torch.float32).project(pipe.model).cpu())
-        prompt = Prompt((), latents, [("user", (latents, pipe.processor.prompts["restore"]))])
+        prompt = Prompt((), latents, messages=[("user", (latents, pipe.processor.prompts["restore"]))])
         path, body = await self._request(prompt, Settings(max_tokens=16))
         try:
             return "".join([piece.text async for piece in self._stream(url, path, body)])
