@@ -153,6 +153,18 @@ def test_the_log_has_request_ids_and_no_text(start, random_pipe, http, caplog):
     assert "secret" not in log
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_client_that_leaves_a_stream_is_no_failure(start, random_pipe, http, caplog, path):
+    live = start(random_pipe)
+    body = {"messages": ask("a")} if "chat" in path else {"prompt": "a"}
+    with caplog.at_level(logging.INFO), slowed(random_pipe.model.model.language_model):
+        body |= {"max_tokens": 300, "stream": True}
+        with http(live).stream("POST", path, json=body) as answer:
+            next(answer.iter_lines())
+        wait_until(lambda: own_lines(caplog) and live.engine.places.used == 0)
+    assert re.search(rf"{path} 200 [\d.]+ s$", own_lines(caplog)[-1])
+
+
 def test_metrics_count_tokens_and_routes(start, random_pipe, http):
     live = start(random_pipe)
     http(live).post("/v1/completions", json={"prompt": "abc", "max_tokens": 2})

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -183,8 +184,9 @@ class Server:
         finally:
             connection.close()
             self._metrics.count(usage)
-            for part in (chunks, pieces):
-                await part.aclose()
+            with anyio.CancelScope(shield=True):
+                for part in (chunks, pieces):
+                    await part.aclose()
 
     async def _pieces(self, asked: Asked) -> AsyncGenerator[Piece, None]:
         """The replies to all prompts of a request, one prompt after the other."""
