@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import io
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from .files import (
 from .loading import add_model_arguments, load_model
 from .messages import Failures, stdin_bytes
 from .parsing import CommandParser, as_typed
+from .remote import Remote, add_server_argument
 
 
 # Options of compressing that the command calls otherwise: `--dtype` is the model's, in every command.
@@ -56,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     add_model_arguments(parser)
+    add_server_argument(parser, "compress on, and print the ids in", "output", "append", "force")
     parser.late = add_options
     parser.set_defaults(run=run)
 
@@ -104,6 +107,8 @@ def _flag(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Compress every input; 1 if one of them could not be done."""
     failures = Failures(args)
+    if args.server is not None:
+        return _compress_on_server(args, failures)
     jobs = plan_jobs(args.inputs, args.output, args.append, args.force, failures)
     total = len(jobs) + failures.count
     if jobs:
@@ -114,6 +119,27 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{job.target}: up to date", file=sys.stderr)
             else:
                 _compress(job, pipe, options, args.append)
+    return failures.status(total)
+
+
+def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
+    """Send every input and print the id of its context; 1 if one of them could not be done."""
+    server = Remote(args)
+    options = {
+        name: str(value).removeprefix("torch.") if name == "dtype" else value
+        for name, value in options_of(args).items()
+    }
+    sources = [source for source, _, _ in read_inputs(args.inputs, lambda name: True, failures)]
+    total = len(sources) + failures.count
+    for source in sources:
+        # A pipe is read first: it has no length to announce.
+        with (
+            failures.noted(source),
+            io.BytesIO(stdin_bytes().read()) if source == STREAM else open(source, "rb") as file,
+        ):
+            told = server.add(os.path.basename(source), file, options)
+            print(f"{told['id']}  {source}", flush=True)
+            print(f"{source}: {told['tokens']:,} tokens in {told['latents']:,} latents", file=sys.stderr)
     return failures.status(total)
 
 
