@@ -111,7 +111,7 @@ def serving_parser(description: str | None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     options = serving_parser(__doc__)
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    options.add_argument("--requests", type=int, default=16, help="requests at least; two a client at least")
+    options.add_argument("--requests", type=int, default=16, help="requests at least; each client asks equally many")
     options.add_argument("--segments", type=int, default=3, help="segments of the context")
     options.add_argument("--new-tokens", type=int, default=8)
     options = options.parse_args(arguments)
@@ -152,7 +152,7 @@ async def measure_clients(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    rounds = max(2, -(-options.requests // clients))
+    rounds = -(-options.requests // clients)
     firsts: list[float] = []
     wholes: list[float] = []
     async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=httpx.Limits(max_connections=None)) as http:
