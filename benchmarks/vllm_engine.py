@@ -83,8 +83,12 @@ async def compare(pipe: C3Pipeline, engine: VllmEngine, url: str, text: str, new
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
+    options.add_argument("--vllm-python", help="of an environment that tests/serving/make_vllm_env.sh made")
     options.add_argument(
-        "--vllm-python", required=True, help="of an environment that tests/serving/make_vllm_env.sh made"
+        "--engine-url",
+        action="append",
+        default=[],
+        help="a server that runs; by default two are started, one is killed",
     )
     options.add_argument("--contexts", type=int, default=10)
     options.add_argument("--new-tokens", type=int, default=32)
@@ -100,17 +104,19 @@ def main(arguments: Sequence[str]) -> int:
             make_readable_model(options.model)
         model, processor = load(options)
         export(options.model, folder / "decoder", "decoder")
-        servers = [
-            VllmProcess(options.vllm_python, folder / "decoder", folder / f"{n}.log", "--enable-prompt-embeds")
-            for n in range(2)
-        ]
+        passages = texts(options, "passages_en")
+        pieces = [passages[n % len(passages)][: 80 * (n + 1)] for n in range(options.contexts)]
+        servers: list[VllmProcess] = []
         try:
-            for server in servers:
-                server.wait()
-            version = httpx.get(f"{servers[0].url}/version").json()["version"]
-            passages = texts(options, "passages_en")
-            pieces = [passages[n % len(passages)][: 80 * (n + 1)] for n in range(options.contexts)]
-            rows = asyncio.run(_measure(C3Pipeline(model, processor), servers, pieces, options.new_tokens))
+            if not options.engine_url:
+                for number in range(2):
+                    log = folder / f"{number}.log"
+                    servers.append(VllmProcess(options.vllm_python, folder / "decoder", log, "--enable-prompt-embeds"))
+                for server in servers:
+                    server.wait()
+            urls = options.engine_url or [server.url for server in servers]
+            version = httpx.get(f"{urls[0]}/version").json()["version"]
+            rows = asyncio.run(_measure(C3Pipeline(model, processor), urls, servers, pieces, options.new_tokens))
         finally:
             for server in servers:
                 server.kill()
@@ -119,28 +125,32 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _measure(
-    pipe: C3Pipeline, servers: Sequence[VllmProcess], pieces: Sequence[str], new_tokens: int
+    pipe: C3Pipeline, urls: Sequence[str], servers: Sequence[VllmProcess], pieces: Sequence[str], new_tokens: int
 ) -> list[dict[str, Any]]:
+    """A row for each text; with servers of our own, again after all but the first were killed."""
     thread = ModelThread()
-    engine = VllmEngine(pipe, thread, [server.url for server in servers], Limits())
-    rows = []
-    await engine.start()
-    for alive in (2, 1):
-        for number, text in enumerate(pieces):
-            found = await compare(pipe, engine, servers[0].url, text, new_tokens)
-            rows.append(
-                {
-                    "servers": alive,
-                    "context": number,
-                    "characters": len(text),
-                    "same_text": found.text == found.own,
-                    "largest_difference_of_first_log_probabilities": found.difference,
-                }
-            )
-            print(rows[-1], file=sys.stderr)
-        servers[1].kill()
-    await engine.close()
-    thread.close()
+    engine = VllmEngine(pipe, thread, urls, Limits())
+    rows: list[dict[str, Any]] = []
+    try:
+        await engine.start()
+        for alive in [len(urls), 1] if servers else [len(urls)]:
+            for server in servers[alive:]:
+                server.kill()
+            for number, text in enumerate(pieces):
+                found = await compare(pipe, engine, urls[0], text, new_tokens)
+                rows.append(
+                    {
+                        "servers": alive,
+                        "context": number,
+                        "characters": len(text),
+                        "same_text": found.text == found.own,
+                        "largest_difference_of_first_log_probabilities": found.difference,
+                    }
+                )
+                print(rows[-1], file=sys.stderr)
+    finally:
+        await engine.close()
+        thread.close()
     return rows
 
 

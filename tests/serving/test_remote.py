@@ -93,7 +93,7 @@ def test_a_free_question_is_streamed_with_all_contexts(start, tmp_path, monkeypa
         (["compress", "story.txt", "--segment-length", "0"], r"`--segment-length` must be at least 1"),
         (
             ["compress", "story.txt", "--min-segment-length", "4"],
-            "`min_segment_length`: Extra inputs are not permitted",
+            "`--min-segment-length`: Extra inputs are not permitted",
         ),
         (["ask", "c3-" + "0" * 32, "--start", "a"], "there is no context of this id"),
         (["ask", "c3-" + "0" * 32, "Who?"], "`--start` is missing: this model was not trained to answer"),

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         if args.server is None or not CONTEXT_ID.fullmatch(name):
             check_context(name)
     if args.server is not None:
-        return _ask_server(args, files, question, segments)
+        with Remote(args) as server:
+            return _ask_server(server, args, files, question, segments)
 
     from c3_hf.latents import CompressedContext
 
@@ -98,11 +99,12 @@ def _tell(args: argparse.Namespace, answer: Answer, count: int) -> None:
         print(f"cut where the reply leaves the text: {answer.cut[:40]!r}", file=sys.stderr)
 
 
-def _ask_server(args: argparse.Namespace, names: list[str], question: str, segments: list[int] | None) -> int:
+def _ask_server(
+    server: Remote, args: argparse.Namespace, names: list[str], question: str, segments: list[int] | None
+) -> int:
     """As `C3Pipeline.ask`, with contexts and a model that are elsewhere."""
     from c3_hf.latents.ask import Answer, choose_prompt, find_place, part_in_text
 
-    server = Remote(args)
     prompts = server.prompts()
     prompt = choose_prompt(prompts, question, args.start)
     ids = [name if CONTEXT_ID.fullmatch(name) else _send(server, name) for name in names]

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .files import (
     STREAM,
@@ -124,23 +124,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
     """Send every input and print the id of its context; 1 if one of them could not be done."""
-    server = Remote(args)
     options = {
         name: str(value).removeprefix("torch.") if name == "dtype" else value
         for name, value in options_of(args).items()
+        if name == "dtype" or name not in args.local
     }
     sources = [source for source, _, _ in read_inputs(args.inputs, lambda name: True, failures)]
     total = len(sources) + failures.count
-    for source in sources:
-        # A pipe is read first: it has no length to announce.
-        with (
-            failures.noted(source),
-            io.BytesIO(stdin_bytes().read()) if source == STREAM else open(source, "rb") as file,
-        ):
-            told = server.add(os.path.basename(source), file, options)
-            print(f"{told['id']}  {source}", flush=True)
-            print(f"{source}: {told['tokens']:,} tokens in {told['latents']:,} latents", file=sys.stderr)
+    with Remote(args) as server:
+        for source in sources:
+            with failures.noted(source), _opened(source) as file:
+                told = server.add(os.path.basename(source), file, options)
+                print(f"{told['id']}  {source}", flush=True)
+                print(f"{source}: {told['tokens']:,} tokens in {told['latents']:,} latents", file=sys.stderr)
     return failures.status(total)
+
+
+def _opened(source: str) -> BinaryIO:
+    # A pipe is read first: it has no length to announce.
+    return io.BytesIO(stdin_bytes().read()) if source == STREAM else open(source, "rb")
 
 
 def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, failures: Failures) -> list[Job]:

@@ -32,7 +32,7 @@ def add_server_argument(parser: argparse.ArgumentParser, words: str, *local: str
 
 
 class Remote:
-    """The contexts and the model of a server.
+    """The contexts and the model of a server; a context manager, which closes the connection.
 
     Args:
         args: Of the command, with `server`.
@@ -60,6 +60,12 @@ class Remote:
             # Compressing a book takes its time.
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
         )
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
 
     def add(self, name: str, file: BinaryIO, options: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send a text, or a file whose name ends in .c3; gives what the server says of the context."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -42,5 +43,6 @@ def with_placeholder(template: str) -> str:
 
     Any other template is returned as it is.
     """
-    whole = f"'{_PLACEHOLDER[0]}{ESCAPE}{_PLACEHOLDER[1:]}', '{_PLACEHOLDER}'"
+    escape = json.dumps(ESCAPE)[1:-1]
+    whole = f"'{_PLACEHOLDER[0]}{escape}{_PLACEHOLDER[1:]}', '{_PLACEHOLDER}'"
     return template.replace(_END_OF_PLAIN, _END_OF_PLAIN.replace("ns.text", f"ns.text | replace({whole})"))
