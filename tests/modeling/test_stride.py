@@ -27,7 +27,7 @@ def model():
 
 
 def expected_positions(prompt: list[int], strides: list[int]) -> list[int]:
-    """The layout, token by token: a block takes 4 * 5 positions, its placeholders lie at the end of them."""
+    """The layout, token by token: a block takes 4 * 5 positions, its placeholders lie from the beginning of them."""
     positions, here, seen, begin = [], 0, 0, 0
     for token in prompt:
         if token != 263 or seen >= NUM_LATENTS * len(strides):
@@ -36,8 +36,8 @@ def expected_positions(prompt: list[int], strides: list[int]) -> list[int]:
             continue
         stride, place = strides[seen // NUM_LATENTS], seen % NUM_LATENTS
         begin = here if place == 0 else begin
-        positions.append(begin + NUM_LATENTS * (STRIDE - stride) + (place + 1) * stride - 1)
-        here = positions[-1] + 1
+        positions.append(begin + (place + 1) * stride - 1)
+        here = begin + NUM_LATENTS * STRIDE
         seen += 1
     return positions
 
@@ -81,6 +81,22 @@ def test_positions_are_those_of_the_layout(model, side):
         real = inputs["attention_mask"][row].bool()
         strides = STRIDES[row].tolist()[: prompt.count(261)]
         assert positions[row][real].tolist() == expected_positions(prompt, strides)
+
+
+@torch.no_grad()
+def test_a_token_of_the_reply_lies_at_one_distance_from_its_latent_whatever_the_stride(model):
+    distances = set()
+    for stride in range(1, STRIDE + 1):
+        tokens = torch.arange(NUM_LATENTS * stride)
+        prompt = torch.tensor([[65, *BLOCK, 66, *tokens.tolist()]])
+        context = {"context_latents": torch.zeros(1, 1, NUM_LATENTS, model.config.text_config.hidden_size)}
+        inputs = {"input_ids": prompt, "context_strides": torch.tensor([[stride]]), **context}
+        positions = decoder_positions(model, inputs)[0]
+        latents, reply = positions[2 : 2 + NUM_LATENTS], positions[-len(tokens) :]
+        # The last token of a stretch is place 0 of its latent.
+        places = stride - 1 - tokens % stride
+        distances |= set((reply - latents[tokens // stride] + places).tolist())
+    assert len(distances) == 1
 
 
 @torch.no_grad()

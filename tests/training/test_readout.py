@@ -92,11 +92,19 @@ def test_a_run_learns_the_heads_resumes_with_them_and_leaves_them_out(write_reci
         torch.testing.assert_close(value, saved[name], rtol=1e-3, atol=1e-4)
 
 
-def test_strides_cover_the_text_and_reach_the_ceiling():
-    schedule = LengthSchedule(8, [(0, 128)])
-    strides = [schedule.stride_at(step, 40, 32) for step in range(200)]
-    assert set(strides) == {2, 3, 4}
-    assert 80 < strides.count(4) < 160
-    schedule.raise_ceiling(200, 640)
-    assert max(schedule.stride_at(step, 40, 32) for step in range(200, 400)) == 20
-    assert schedule.stride_at(200, 640, 32) == 20
+def test_strides_reach_the_ceiling_and_low_ones_are_seen_as_often_as_high_ones():
+    schedule = LengthSchedule(8, [(0, 128)], num_latents=32)
+    strides = [schedule.stride_at(step) for step in range(400)]
+    assert set(strides) == {1, 2, 3, 4}
+    assert 210 < strides.count(4) < 290
+    assert min(strides.count(stride) for stride in (1, 2, 3)) > 30
+    # What the latents hold at the stride of a step bounds its length.
+    assert all(schedule.length_at(step) <= 32 * stride for step, stride in enumerate(strides))
+    assert max(schedule.length_at(step) for step in range(400)) > 100
+    schedule.raise_ceiling(400, 640)
+    assert max(schedule.stride_at(step) for step in range(400, 600)) == 20
+
+
+def test_a_schedule_without_strides_draws_none():
+    with pytest.raises(TypeError, match="`num_latents` is None: only a schedule for latents with a stride"):
+        LengthSchedule(8, [(0, 128)]).stride_at(0)

@@ -172,7 +172,7 @@ class C3DataCollator:
         num_latents = self.processor.num_latents
         least = -(-context_attention_mask.sum(dim=-1) // num_latents)
         if self.schedule is not None:
-            least = least.clamp(min=self.schedule.stride_at(key.step, key.length, num_latents))
+            least = least.clamp(min=self.schedule.stride_at(key.step))
         return least.clamp(min=1, max=self.latent_stride)
 
     def _cut_prompt(self, prompt: _Prompt) -> _Prompt:

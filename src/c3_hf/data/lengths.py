@@ -43,6 +43,8 @@ class LengthSchedule:
         long_share: share of the steps (0 to 1) whose length lies in the upper fifth below the ceiling; the others
             lie evenly between `min_tokens` and the ceiling.
         seed: lengths are a function of this, the step and the ceiling alone.
+        num_latents: of a context, for a model whose latents have a stride. Then the tokens a latent stands for are
+            drawn first, and lengths lie below what so many latents hold, so that low strides are seen as well.
 
     Raises:
         ValueError: for a ceiling that is empty, out of order or below `min_tokens`, or a non-positive `multiple`.
@@ -55,6 +57,7 @@ class LengthSchedule:
         multiple: int = 16,
         long_share: float = 0.4,
         seed: int = 0,
+        num_latents: int | None = None,
     ) -> None:
         steps = [step for step, _ in ceiling]
         if not steps or steps != sorted(set(steps)) or min(tokens for _, tokens in ceiling) < min_tokens:
@@ -69,6 +72,7 @@ class LengthSchedule:
         self.multiple = multiple
         self.long_share = long_share
         self.seed = seed
+        self.num_latents = num_latents
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
@@ -85,19 +89,26 @@ class LengthSchedule:
         """Length the samples of `step` are padded to, in tokens."""
         rng = np.random.default_rng([self.seed, step])
         ceiling = self.ceiling_at(step)
+        if self.num_latents is not None:
+            ceiling = min(ceiling, self.stride_at(step) * self.num_latents)
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
         else:
             length = rng.uniform(self.min_tokens, ceiling)
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
-    def stride_at(self, step: int, num_tokens: int, num_latents: int) -> int:
-        """Tokens a latent stands for in the contexts of `step`, of up to `num_tokens` tokens: the most that the
-        ceiling asks for in half of the steps, and evenly from the least to that in the others."""
-        least = -(-num_tokens // num_latents)
-        most = max(least, -(-self.ceiling_at(step) // num_latents))
+    def stride_at(self, step: int) -> int:
+        """Tokens a latent stands for at `step`, at least 1: in half of the steps the most, with which the latents hold
+        the ceiling, and evenly from 1 to that in the others.
+
+        Raises:
+            TypeError: without `num_latents`.
+        """
+        if self.num_latents is None:
+            raise TypeError("`num_latents` is None: only a schedule for latents with a stride draws strides.")
+        most = -(-self.ceiling_at(step) // self.num_latents)
         rng = np.random.default_rng([self.seed, 1, step])
-        return most if rng.random() < 0.5 else int(rng.integers(least, most + 1))
+        return most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""

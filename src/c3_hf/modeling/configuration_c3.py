@@ -62,10 +62,11 @@ class C3Config(PretrainedConfig):
             Most tokens of text that one latent stands for, in a model whose latents keep the positions of their text.
             With a stride of k, query j of the encoder sits at position `(j + 1) * k - 1`, where its stretch of the
             text ends. In the decoder a block of placeholders takes `num_latents * latent_stride` positions, whatever
-            the stride of its context (`context_strides`, at most this one): its placeholders sit k apart at the end
-            of these positions. A token is then at one distance from its latent in every text, which rotary attention
-            finds at once (enhanced position layout, arXiv 2409.14364). `None` is the original's layout: positions
-            count up by one. A stock decoder cannot place latents so.
+            the stride of its context (`context_strides`, at most this one): its placeholders sit k apart from the
+            beginning of these positions, and what follows the block goes on behind all of them. A token is then at
+            one distance from its latent in every text, which rotary attention finds at once (enhanced position
+            layout, arXiv 2409.14364). `None` is the original's layout: positions count up by one. A stock decoder
+            cannot place latents so.
         context_start_token_id (`int`, defaults to 151857):
             Id of the token before a block of placeholders (`<img>` in the released vocabulary).
         context_end_token_id (`int`, defaults to 151858):

@@ -162,8 +162,10 @@ def stride_positions(config, placeholder_mask, attention_mask, context_strides):
     Positions of prompts whose latents keep the positions of their text.
 
     A block of placeholders takes `num_latents * latent_stride` positions. Its placeholders sit `context_strides` apart
-    at the end of them, so that what follows lies at the same distance behind the latents for every stride, and a text
-    token at the same distance behind its latent for every length.
+    from the beginning of them, each where its stretch of the text would end, and what follows the block goes on behind
+    all of them. So a token of the text that is written there lies at one distance from its latent, whatever the
+    length of the text, and up to its place in the stretch whatever the stride: what was learnt at one stride holds at
+    every other.
 
     Args:
         config (`C3Config`): with a `latent_stride`.
@@ -181,10 +183,11 @@ def stride_positions(config, placeholder_mask, attention_mask, context_strides):
     in_block = placeholder_mask & (slot < context_strides.shape[1])
     context_strides = context_strides.expand(len(index), -1)
     strides = context_strides.gather(1, slot.clamp(min=0, max=context_strides.shape[1] - 1))
-    # The first placeholder of a block skips what a smaller stride leaves over.
-    skipped = torch.where(index % num_latents == 0, num_latents * (config.latent_stride - strides), 0)
-    advance = torch.where(in_block, strides + skipped, 1) * attention_mask.to(strides.dtype)
-    return (advance.cumsum(dim=1) - 1).clamp(min=0)
+    # Behind its last placeholder a block leaves out the positions that a smaller stride does not use.
+    is_last = in_block & (index % num_latents == num_latents - 1)
+    left_out = torch.where(is_last, num_latents * (config.latent_stride - strides), 0)
+    advance = torch.where(in_block, strides, 1) * attention_mask.to(strides.dtype)
+    return (advance.cumsum(dim=1) - 1 + left_out.cumsum(dim=1) - left_out).clamp(min=0)
 
 
 def carried_delta(cache, batch_size):

@@ -50,12 +50,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         readout.attach(body(model))
     if args.compile_layers:
         compile_layers(model)
-    batches, curriculum = plan_lengths(data_args, args)
+    config = model.config
+    strided_latents = None if config.latent_stride is None else config.num_latents
+    batches, curriculum = plan_lengths(data_args, args, strided_latents)
     trainer = C3Trainer(
         model=model,
         args=args,
         processor=processor,
-        data_collator=make_collator(data_args, args, processor, batches.schedule, model.config.latent_stride),
+        data_collator=make_collator(data_args, args, processor, batches.schedule, config.latent_stride),
         train_dataset=make_dataset(data_args, args, processor, source, batches),
         batches=batches,
         eval_texts=held_out_texts(data_args, processor),
@@ -71,7 +73,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
 
 
 def plan_lengths(
-    data_args: DataArguments, args: C3TrainingArguments
+    data_args: DataArguments, args: C3TrainingArguments, num_latents: int | None = None
 ) -> tuple[LengthGroupedBatches, AdaptiveCurriculum | None]:
     """Lengths and batch sizes of the whole run, and the rule that raises the lengths if the recipe asks for one."""
     schedule = LengthSchedule(
@@ -80,6 +82,7 @@ def plan_lengths(
         multiple=data_args.length_multiple,
         long_share=data_args.long_share,
         seed=args.seed,
+        num_latents=num_latents,
     )
     batches = LengthGroupedBatches(
         schedule,
