@@ -46,6 +46,8 @@ class VllmProcess:
             # GiB; and the cores by their numbers, else it takes others than this process may use.
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+            # vLLM compiles a function for log-probabilities even with --enforce-eager, by a C++ compiler.
+            "TORCHDYNAMO_DISABLE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
