@@ -58,6 +58,8 @@ class FakeVllm:
         self.bodies.append(copy.deepcopy(body))
         if self.fail is not None:
             return JSONResponse({"error": {"message": "told to"}}, self.fail)
+        if body["n"] > 1 and body["temperature"] == 0:
+            return JSONResponse({"error": {"message": "n must be 1 when using greedy sampling"}}, 400)
         embeds = []
         for message in body["messages"]:
             for part in message["content"]:

@@ -128,7 +128,9 @@ class VllmEngine:
             for url in self._in_turn():
                 begun = False
                 try:
-                    async with aclosing(self._stream(url, path, body)) as pieces:
+                    async with aclosing(
+                        self._stream(url, path, body, copies=settings.num_replies // body["n"])
+                    ) as pieces:
                         async for piece in pieces:
                             begun = True
                             yield piece
@@ -196,7 +198,8 @@ class VllmEngine:
             "max_tokens": settings.max_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "n": settings.num_replies,
+            # vLLM refuses several replies without chance: they are one, given several times.
+            "n": settings.num_replies if settings.temperature > 0 else 1,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -245,9 +248,9 @@ class VllmEngine:
         return self._pipe.model.get_input_embeddings()(torch.tensor(ids, device=self._pipe.device))
 
     async def _stream(
-        self, url: str, path: str, body: dict[str, Any], usage: dict[str, int] | None = None
+        self, url: str, path: str, body: dict[str, Any], usage: dict[str, int] | None = None, copies: int = 1
     ) -> AsyncGenerator[Piece, None]:
-        """The pieces that a server gives; the tokens that it counts are put into `usage`."""
+        """The pieces that a server gives, so many times; the tokens that it counts are put into `usage`."""
         body = {**body, "model": await self._model_of(url)}
         finished: dict[int, str] = {}
         usage = {} if usage is None else usage
@@ -265,13 +268,14 @@ class VllmEngine:
                     text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
                     if choice.get("finish_reason"):
                         finished[choice["index"]] = choice["finish_reason"]
-                    if text:
-                        yield Piece(choice["index"], text)
+                    for copy in range(copies if text else 0):
+                        yield Piece(choice["index"] + copy, text)
         if len(finished) < body["n"]:
             raise ApiError(502, "the engine broke off in the middle of a reply.", "engine_error")
         # The server counts the tokens of all replies together.
-        tokens = usage.get("completion_tokens", 0)
-        for place, (index, reason) in enumerate(sorted(finished.items())):
+        tokens = copies * usage.get("completion_tokens", 0)
+        ends = [(index + copy, reason) for index, reason in sorted(finished.items()) for copy in range(copies)]
+        for place, (index, reason) in enumerate(ends):
             yield Piece(index, "", reason, tokens if place == 0 else 0)
 
 
