@@ -58,7 +58,7 @@ async def compare(pipe: C3Pipeline, engine: VllmEngine, url: str, text: str, new
         text: What is compressed.
         new_tokens: Most tokens of the reply.
     """
-    context = pipe.compress(text, dtype=torch.float32)
+    context = pipe.compress(text, latent_dtype=torch.float32)
     latents = context.project(pipe.model)
     chat = [{"role": "user", "content": [{"type": "context", "context": context}, {"type": "text", "text": QUESTION}]}]
     own = pipe(chat, max_new_tokens=new_tokens, do_sample=False)

@@ -101,8 +101,31 @@ def test_strides_reach_the_ceiling_and_low_ones_are_seen_as_often_as_high_ones()
     # What the latents hold at the stride of a step bounds its length.
     assert all(schedule.length_at(step) <= 32 * stride for step, stride in enumerate(strides))
     assert max(schedule.length_at(step) for step in range(400)) > 100
+    few = LengthSchedule(8, [(0, 32)], multiple=4, num_latents=4)
+    assert min(few.length_at(step) for step in range(50)) == 8
     schedule.raise_ceiling(400, 640)
     assert max(schedule.stride_at(step) for step in range(400, 600)) == 20
+
+
+def test_strides_can_grow_while_lengths_stay():
+    schedule = LengthSchedule(8, [(0, 32)], num_latents=32, stride_ceiling=[(0, 1), (100, 11)])
+    assert schedule.stride_at(0) == 1
+    assert max(schedule.stride_at(step) for step in range(45, 50)) == 5
+    assert max(schedule.stride_at(step) for step in range(100, 200)) == 11
+    assert max(schedule.length_at(step) for step in range(200)) == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride_ceiling": [(0, 1)]}, "`stride_ceiling` was given, but the latents of this model have no stride"),
+        ({"stride_ceiling": [(0, 0)], "num_latents": 4}, r"`stride_ceiling` must be .* at least 1 tokens"),
+        ({"stride_ceiling": [(5, 2), (5, 3)], "num_latents": 4}, r"`stride_ceiling` must be .* rising steps"),
+    ],
+)
+def test_wrong_strides_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LengthSchedule(8, [(0, 32)], **options)
 
 
 def test_a_schedule_without_strides_draws_none():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import STREAM, SUFFIX, check_context, context_path
+from .files import STREAM, SUFFIX, check_context, check_stdin, context_path
 from .loading import add_model_arguments, check_numbers, load_model
 from .messages import check_text
 from .parsing import as_typed
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     check_text("QUESTION", question)
     check_text("--start", args.start)
     segments = None if args.segments is None else parse_segments(args.segments)
+    check_stdin(files)
     for name in files:
         if args.server is None or not CONTEXT_ID.fullmatch(name):
             check_context(name)
@@ -68,11 +69,14 @@ def run(args: argparse.Namespace) -> int:
             return _ask_server(server, args, files, question, segments)
 
     from c3_hf.latents import CompressedContext
+    from c3_hf.latents.ask import choose_prompt
 
     pipe = load_model(args)
     with contextlib.ExitStack() as stack:
         contexts = [CompressedContext.load(stack.enter_context(context_path(name))) for name in files]
         printer = _printer(pipe.processor.tokenizer, args.start)
+        # What is found is printed as far as it stands in the text, which is known at its end.
+        finds = choose_prompt(pipe.processor.prompts, question, args.start) == "find"
         answer = pipe.ask(
             contexts,
             question,
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             progress=True,
-            streamer=printer,
+            streamer=None if finds else printer,
         )
     if not printer.printed:
         print(answer)

@@ -14,10 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..files import file_sha256, is_stream
 from .files import (
     STREAM,
     SUFFIX,
     Job,
+    add_output_arguments,
     check_jobs,
     is_context,
     is_folder_name,
@@ -30,8 +32,8 @@ from .parsing import CommandParser, as_typed
 from .remote import Remote, add_server_argument
 
 
-# Options of compressing that the command calls otherwise: `--dtype` is the model's, in every command.
-_FLAGS = {"dtype": "--latent-dtype", "exact_check": "--check"}
+# Options of compressing that the command calls otherwise.
+_FLAGS = {"exact_check": "--check"}
 _TYPES = {"int": int, "float": float}
 
 
@@ -47,14 +49,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="FILE", help="text files, directories (all files below), or - for stdin"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        help="the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or "
-        "to put FILE.c3 into (default: FILE.c3 beside each)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing output that is no compressed context"
+    add_output_arguments(
+        parser,
+        "the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or to "
+        "put FILE.c3 into (default: FILE.c3 beside each)",
+        "replace an existing output that is no compressed context",
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     add_model_arguments(parser)
@@ -97,7 +96,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
     names = {field.name: _flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(CompressionOptions)}
     given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
-    return {name: getattr(torch, value) if name == "dtype" else value for name, value in given.items()}
+    return {name: getattr(torch, value) if name == "latent_dtype" else value for name, value in given.items()}
 
 
 def _flag(name: str) -> str:
@@ -124,11 +123,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
     """Send every input and print the id of its context; 1 if one of them could not be done."""
-    options = {
-        name: str(value).removeprefix("torch.") if name == "dtype" else value
-        for name, value in options_of(args).items()
-        if name == "dtype" or name not in args.local
-    }
+    options = {name: value for name, value in options_of(args).items() if name not in args.local}
+    if "latent_dtype" in options:
+        # The server's form has latents only.
+        options["dtype"] = str(options.pop("latent_dtype")).removeprefix("torch.")
     sources = [source for source, _, _ in read_inputs(args.inputs, lambda name: True, failures)]
     total = len(sources) + failures.count
     with Remote(args) as server:
@@ -177,8 +175,6 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
 
 
 def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> None:
-    from c3_hf.files import is_stream
-
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
         path = Path(folder) / f"stdout{SUFFIX}" if through else Path(job.target)
@@ -193,7 +189,6 @@ def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> Non
 
 def _is_current(job: Job, pipe: Any, options: dict[str, Any]) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
-    from c3_hf.files import file_sha256
     from c3_hf.latents import CompressedContext
 
     if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):

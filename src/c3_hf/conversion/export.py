@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
@@ -55,9 +56,8 @@ def export(
     output: str | Path,
     layout: str,
     *,
-    revision: str | None = None,
-    token: str | None = None,
     max_shard_size: int | str = weights.DEFAULT_SHARD_SIZE,
+    **hub: Any,
 ) -> list[str]:
     """Write a C3 model, or a half of it, in another layout. Tensors keep their bytes; memory stays small.
 
@@ -67,9 +67,9 @@ def export(
         layout: "original" for the released layout (main folder and `llm1`), "decoder" or "encoder" for one half as a
             stock causal language model. The encoder has no head of its own; its folder has the head tied to the
             embeddings, as the original's encoder has.
-        revision: branch, tag or commit, if `model` is a Hub id.
-        token: access token, likewise.
         max_shard_size: largest weight file, in bytes or as "5GB".
+        hub: how a Hub repository is fetched: `revision`, `token`, `cache_dir`, `local_files_only`, see
+            [`fetch_folder`].
 
     Returns:
         Paths of the weight files, below `output`.
@@ -81,7 +81,7 @@ def export(
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     max_shard_size = weights.parse_size(max_shard_size)
-    source, _ = fetch_folder(model, revision, token)
+    source, _ = fetch_folder(model, **hub)
     config = read_config(source)
     if config.latent_stride is not None and layout != "encoder":
         raise ValueError(

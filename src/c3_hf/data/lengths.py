@@ -22,6 +22,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CURRICULUM_FILE = "curriculum.json"
+# Tokens that a sample costs beyond its context, where batches are sized by tokens.
+_OVERHEAD_TOKENS = 48
 
 
 class SampleKey(NamedTuple):
@@ -41,13 +43,18 @@ class LengthSchedule:
             after the last one it stays. `raise_ceiling` adds pairs while training.
         multiple: lengths are rounded up to multiples of this.
         long_share: share of the steps (0 to 1) whose length lies in the upper fifth below the ceiling; the others
-            lie evenly between `min_tokens` and the ceiling.
+            lie between `min_tokens` and the ceiling, evenly on a logarithmic scale: what a latent has to hold is
+            found fastest in short texts.
         seed: lengths are a function of this, the step and the ceiling alone.
         num_latents: of a context, for a model whose latents have a stride. Then the tokens a latent stands for are
             drawn first, and lengths lie below what so many latents hold, so that low strides are seen as well.
+        stride_ceiling: `(step, tokens)` pairs, the most tokens a latent stands for, interpolated like `ceiling`;
+            `None` means as many as let the latents hold the ceiling. New places of a latent are found fastest in short
+            texts, so strides may grow before lengths do.
 
     Raises:
-        ValueError: for a ceiling that is empty, out of order or below `min_tokens`, or a non-positive `multiple`.
+        ValueError: for a ceiling that is empty, out of order or below its least value, a non-positive `multiple`, or
+            strides without latents.
     """
 
     def __init__(
@@ -58,12 +65,21 @@ class LengthSchedule:
         long_share: float = 0.4,
         seed: int = 0,
         num_latents: int | None = None,
+        stride_ceiling: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        steps = [step for step, _ in ceiling]
-        if not steps or steps != sorted(set(steps)) or min(tokens for _, tokens in ceiling) < min_tokens:
+        for name, pairs, least in (("ceiling", ceiling, min_tokens), ("stride_ceiling", stride_ceiling, 1)):
+            if pairs is None:
+                continue
+            steps = [step for step, _ in pairs]
+            if not steps or steps != sorted(set(steps)) or min(tokens for _, tokens in pairs) < least:
+                raise ValueError(
+                    f"`{name}` must be (step, tokens) pairs with rising steps and at least {least} tokens, got "
+                    f"{list(pairs)}."
+                )
+        if stride_ceiling is not None and num_latents is None:
             raise ValueError(
-                f"`ceiling` must be (step, tokens) pairs with rising steps and at least `min_tokens`={min_tokens} "
-                f"tokens, got {list(ceiling)}."
+                "`stride_ceiling` was given, but the latents of this model have no stride (`latent_stride`). Leave it "
+                "out."
             )
         if min_tokens < 1 or multiple < 1:
             raise ValueError(f"`min_tokens` and `multiple` must be positive, got {min_tokens} and {multiple}.")
@@ -73,11 +89,11 @@ class LengthSchedule:
         self.long_share = long_share
         self.seed = seed
         self.num_latents = num_latents
+        self.stride_ceiling = stride_ceiling
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
-        steps, tokens = zip(*self.ceiling)
-        return int(np.interp(step, steps, tokens))
+        return _interpolate(self.ceiling, step)
 
     def raise_ceiling(self, step: int, tokens: int) -> None:
         """Let the ceiling be `tokens` from `step` on, without a ramp; earlier steps keep theirs."""
@@ -90,29 +106,36 @@ class LengthSchedule:
         rng = np.random.default_rng([self.seed, step])
         ceiling = self.ceiling_at(step)
         if self.num_latents is not None:
-            ceiling = min(ceiling, self.stride_at(step) * self.num_latents)
+            ceiling = max(self.min_tokens, min(ceiling, self.stride_at(step) * self.num_latents))
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
         else:
-            length = rng.uniform(self.min_tokens, ceiling)
+            length = math.exp(rng.uniform(math.log(self.min_tokens), math.log(ceiling)))
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`, at least 1: in half of the steps the most, with which the latents hold
-        the ceiling, and evenly from 1 to that in the others.
+        """Tokens a latent stands for at `step`: the most in half of the steps, evenly from 1 to that in the others.
 
         Raises:
             TypeError: without `num_latents`.
         """
         if self.num_latents is None:
             raise TypeError("`num_latents` is None: only a schedule for latents with a stride draws strides.")
-        most = -(-self.ceiling_at(step) // self.num_latents)
+        if self.stride_ceiling is None:
+            most = -(-self.ceiling_at(step) // self.num_latents)
+        else:
+            most = _interpolate(self.stride_ceiling, step)
         rng = np.random.default_rng([self.seed, 1, step])
         return most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
         return int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))
+
+
+def _interpolate(pairs: Sequence[tuple[int, int]], step: int) -> int:
+    steps, values = zip(*pairs)
+    return int(np.interp(step, steps, values))
 
 
 class AdaptiveCurriculum:
@@ -204,8 +227,7 @@ class LengthGroupedBatches(Sampler):
         micro_batches_per_step: gradient accumulation steps times processes.
         batch_size: samples of a micro-batch.
         batch_tokens: if given, the size of a micro-batch is instead this many tokens divided by the length plus
-            `overhead_tokens`, between 1 and `max_batch_size`.
-        overhead_tokens: tokens a sample costs beyond its context, see `batch_tokens`.
+            what a sample costs beyond its context, between 1 and `max_batch_size`.
         max_batch_size: see `batch_tokens`.
     """
 
@@ -220,7 +242,6 @@ class LengthGroupedBatches(Sampler):
         micro_batches_per_step: int,
         batch_size: int,
         batch_tokens: int | None = None,
-        overhead_tokens: int = 48,
         max_batch_size: int = 64,
     ) -> None:
         self.schedule = schedule
@@ -228,7 +249,6 @@ class LengthGroupedBatches(Sampler):
         self.micro_batches_per_step = micro_batches_per_step
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
-        self._overhead_tokens = overhead_tokens
         self._max_batch_size = max_batch_size
 
     def __len__(self) -> int:
@@ -238,7 +258,7 @@ class LengthGroupedBatches(Sampler):
         """Samples of a micro-batch whose contexts are padded to `length` tokens."""
         if self._batch_tokens is None:
             return self._batch_size
-        return min(max(self._batch_tokens // (length + self._overhead_tokens), 1), self._max_batch_size)
+        return min(max(self._batch_tokens // (length + _OVERHEAD_TOKENS), 1), self._max_batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         index = 0

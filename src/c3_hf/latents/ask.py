@@ -109,7 +109,7 @@ def ask(
         max_new_tokens: Most tokens of the reply.
         batch_size: Segments restored in one batch.
         progress: Whether to show a progress bar on a terminal.
-        streamer: Is given the reply as it comes, where it is a free one.
+        streamer: Is given the reply as it comes; one to `start` before it is compared with the text.
 
     Returns:
         The answer, and the segments it came from.
@@ -134,7 +134,7 @@ def ask(
         raise ValueError(f"`segments` must name some of 0 to {len(all_segments) - 1}, got {chosen}.")
     asker = _Asker(contexts, restorer, start, text, {"batch_size": batch_size, "progress": progress})
     if prompt == "find":
-        return asker.find(chosen, max_new_tokens)
+        return asker.find(chosen, max_new_tokens, streamer)
     return asker.answer(question, chosen, segments is None, max_new_tokens, streamer)
 
 
@@ -199,14 +199,15 @@ class _Asker:
         output = self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, streamer=streamer)
         return Answer(self.start + self._reply(output, inputs), tuple(chosen), reason)
 
-    def find(self, chosen: list[int], max_new_tokens: int) -> Answer:
+    def find(self, chosen: list[int], max_new_tokens: int, streamer: BaseStreamer | None) -> Answer:
         texts, start = self._texts(chosen), self.start
         place = find_place(start, texts)
         inputs = self._inputs([chosen[place]], "find", "")
         room = self._room(inputs, 1)
         if room < 1:
             raise ValueError(f"`start` leaves no room for a reply: the model has {self.positions:,} positions.")
-        output = self.model.generate(**inputs, **GREEDY, max_new_tokens=min(max_new_tokens, room))
+        limit = min(max_new_tokens, room)
+        output = self.model.generate(**inputs, **GREEDY, max_new_tokens=limit, streamer=streamer)
         reply = self._reply(output, inputs)
         right = part_in_text(reply, texts[place], start)
         return Answer(start + right, (chosen[place],), "it holds the words of `start`", reply[len(right) :])

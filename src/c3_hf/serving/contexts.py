@@ -207,7 +207,7 @@ class Contexts:
         pipe = self._pipe
         ids = await asyncio.to_thread(pipe.processor.encoder_reader.read_plain, [text])
         self._check_room(len(ids[0][0]) // self.store.header.segment_length)
-        return await self._thread.run(lambda: pipe.compress([text], dtype=torch.float32, batch_size=_BATCH))
+        return await self._thread.run(lambda: pipe.compress([text], latent_dtype=torch.float32, batch_size=_BATCH))
 
     def _check_room(self, num_blocks: int) -> None:
         model = self._pipe.model
@@ -285,7 +285,7 @@ def _options_of(form: CompressionForm) -> dict[str, Any]:
     """The options of `compress` that a form asks for."""
     return {
         "segment_length": form.segment_length,
-        "dtype": getattr(torch, form.dtype),
+        "latent_dtype": getattr(torch, form.dtype),
         "verify": form.verify,
         "exact": form.exact,
         "target_fidelity": form.target_fidelity,

@@ -172,7 +172,9 @@ class VllmEngine:
     async def _ask_check(self, url: str, text: str) -> str:
         pipe = self._pipe
         question = pipe.processor.prompts["restore"]
-        latents = await self._thread.run(lambda: pipe.compress(text, dtype=torch.float32).project(pipe.model).cpu())
+        latents = await self._thread.run(
+            lambda: pipe.compress(text, latent_dtype=torch.float32).project(pipe.model).cpu()
+        )
         content = [{"type": "context", "num_blocks": len(latents)}, {"type": "text", "text": question}]
         ids = pipe.processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"][0].tolist()
         prompt = Prompt(ids, latents, messages=[("user", (latents, question))])

@@ -116,6 +116,12 @@ class DataArguments:
         default_factory=lambda: [[0, 256]],
         metadata={"help": "[step, tokens] pairs: the longest context made from plain text, linear in between."},
     )
+    stride_ceiling: list[Any] | None = field(
+        default=None,
+        metadata={
+            "help": "[step, tokens] pairs: the most tokens a latent stands for; None lets it follow context_ceiling."
+        },
+    )
     curriculum_accuracy: float | None = field(
         default=None,
         metadata={"help": "Raise the ceiling whenever training token accuracy near it reaches this share, 0 to 1."},
