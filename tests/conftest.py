@@ -21,6 +21,8 @@ OPT_IN = {
     "hub": "needs the Hugging Face Hub; run with --run-hub",
     "browser": "drives Chromium; run with --run-browser",
 }
+# Markers of tests that need an environment of their own, the variable that names it, and how to come by it.
+BY_VARIABLE = {"vllm": ("C3_VLLM_PYTHON", "the Python of an environment that tests/serving/make_vllm_env.sh makes")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,6 +52,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    for marker, (variable, what) in BY_VARIABLE.items():
+        for item in items:
+            if item.get_closest_marker(marker) is not None and not os.environ.get(variable):
+                item.add_marker(pytest.mark.skip(reason=f"needs {variable}: {what}"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import io
 import os
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..files import file_sha256, is_stream
 from .files import (
@@ -28,6 +29,7 @@ from .files import (
 from .loading import add_model_arguments, load_model
 from .messages import Failures, stdin_bytes
 from .parsing import CommandParser, as_typed
+from .remote import Remote, add_server_argument
 
 
 # Options of compressing that the command calls otherwise.
@@ -55,6 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     add_model_arguments(parser)
+    add_server_argument(parser, "compress on, and print the ids in", "output", "append", "force")
     parser.late = add_options
     parser.set_defaults(run=run)
 
@@ -103,6 +106,8 @@ def _flag(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Compress every input; 1 if one of them could not be done."""
     failures = Failures(args)
+    if args.server is not None:
+        return _compress_on_server(args, failures)
     jobs = plan_jobs(args.inputs, args.output, args.append, args.force, failures)
     total = len(jobs) + failures.count
     if jobs:
@@ -114,6 +119,28 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _compress(job, pipe, options, args.append)
     return failures.status(total)
+
+
+def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
+    """Send every input and print the id of its context; 1 if one of them could not be done."""
+    options = {name: value for name, value in options_of(args).items() if name not in args.local}
+    if "latent_dtype" in options:
+        # The server's form has latents only.
+        options["dtype"] = str(options.pop("latent_dtype")).removeprefix("torch.")
+    sources = [source for source, _, _ in read_inputs(args.inputs, lambda name: True, failures)]
+    total = len(sources) + failures.count
+    with Remote(args) as server:
+        for source in sources:
+            with failures.noted(source), _opened(source) as file:
+                told = server.add(os.path.basename(source), file, options)
+                print(f"{told['id']}  {source}", flush=True)
+                print(f"{source}: {told['tokens']:,} tokens in {told['latents']:,} latents", file=sys.stderr)
+    return failures.status(total)
+
+
+def _opened(source: str) -> BinaryIO:
+    # A pipe is read first: it has no length to announce.
+    return io.BytesIO(stdin_bytes().read()) if source == STREAM else open(source, "rb")
 
 
 def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, failures: Failures) -> list[Job]:
