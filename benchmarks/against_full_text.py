@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .floors import cache_bytes
+from c3_hf.latents.decoding import cache_bytes
+
 from .record import measure, ratio, spread
 from .shapes import Setup
 

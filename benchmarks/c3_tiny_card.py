@@ -15,6 +15,7 @@ from pathlib import Path
 
 import c3_hf
 from c3_hf.data.tasks import FIND_PROMPT
+from c3_hf.files import write_json
 
 from .finding import GIVEN_TOKENS, NUM_TOKENS
 from .record import ROOT
@@ -177,6 +178,16 @@ def write_card(folder: Path) -> None:
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.copyfile(RESULTS / "curve.png", folder / "curve.png")
+    write_json(folder / "curve.json", curve(summary))
+
+
+def curve(summary: dict) -> dict:
+    """What the page of the demo shows beside a visitor's text; see `recorded_trials` in `c3_hf.web.study`."""
+    names = ("kind", "ratio", "num_items", "char_precision", "accuracy_by_position")
+    return {
+        "weights": summary["weights"],
+        "restoring": [{name: row[name] for name in names} for row in summary["restoring"]],
+    }
 
 
 def training_minutes() -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
 
 from c3_hf import C3ForConditionalGeneration
+from c3_hf.latents.decoding import cache_bytes
 
 from .record import measure, spread
 
@@ -54,13 +54,6 @@ def encode_flops(model: C3ForConditionalGeneration, batch_size: int, context_len
     attention = 2 * encoder.num_hidden_layers * encoder.hidden_size * length**2
     projector = 2 * config.num_latents * encoder.hidden_size * config.text_config.hidden_size
     return batch_size * (2 * layer_parameters(model.model.encoder) * length + attention + projector)
-
-
-def cache_bytes(config: PretrainedConfig, batch_size: int, length: int, element_size: int) -> int:
-    """Bytes of keys and values. Families without grouped heads, as GPT-2, have no number of key-value heads."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * batch_size * length * element_size
 
 
 def decode_floor(

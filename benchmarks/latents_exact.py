@@ -23,8 +23,7 @@ import torch
 
 from c3_hf import CompressedContext, CompressionOptions, restore
 from c3_hf.latents.compress import Compressor
-from c3_hf.latents.decoding import Restorer
-from c3_hf.latents.fingerprints import fingerprint_model
+from c3_hf.latents.decoding import Restorer, fingerprint_model
 from c3_hf.latents.segments import iter_segments
 
 from .latents_setup import data_hash, load, parser, records, write_record
@@ -163,7 +162,7 @@ def make_options(options: Any) -> CompressionOptions:
     """Byte-exact, bfloat16 latents, the default margin."""
     return CompressionOptions(
         segment_length=options.segment_length,
-        dtype=torch.bfloat16,
+        latent_dtype=torch.bfloat16,
         verify=True,
         exact=True,
         target_fidelity=None,

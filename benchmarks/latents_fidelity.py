@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -
     """Margins and free-running result of each segment; float32 latents."""
     restorer = Restorer(model, processor)
     compressor = Compressor(
-        restorer, CompressionOptions(dtype=torch.float32, verify=True, batch_size=options.batch_size)
+        restorer, CompressionOptions(latent_dtype=torch.float32, verify=True, batch_size=options.batch_size)
     )
     results: dict[int, dict[str, Any]] = {}
     for rows in batches_by_length([len(segment.token_ids) for segment in segments], options.batch_size):
@@ -148,7 +149,7 @@ def dtype_rows(model: Any, processor: Any, options: Any) -> list[dict[str, Any]]
     source = "\n\n".join(texts(options, "passages_en"))
     rows = []
     for dtype in DTYPES:
-        context = compress(source, model, processor, dtype=dtype, verify=True, batch_size=options.batch_size)
+        context = compress(source, model, processor, latent_dtype=dtype, verify=True, batch_size=options.batch_size)
         sizes = context.tensors()
         rows.append(
             {
@@ -179,6 +180,10 @@ def plot(items: Sequence[dict[str, Any]], folder: Path) -> None:
         (statistics.mean(expected[i] for i in part), statistics.mean(seen[i] for i in part)) for part in bins if part
     ]
     axes.plot(*zip(*means), "o", color="#e45756", markersize=6, label="mean of a tenth of them")
+    # Marks that cover each other are counted.
+    for place, count in Counter((round(x), round(y)) for x, y in means).items():
+        if count > 1:
+            axes.annotate(f"{count} of the {len(means)} ", place, ha="right", va="top", fontsize=8)
     axes.set(xlabel="expected character precision (%)", ylabel="free-running character precision (%)")
     lowest = 10 * (min(expected + seen) // 10)
     axes.set(xlim=(lowest - 0.5, 100.5), ylim=(lowest - 0.5, 100.5))

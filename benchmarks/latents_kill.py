@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from c3_hf import CompressedContext, compress, restore
-from c3_hf.latents.journal import Journal
+from c3_hf.latents.file import Journal
 
 from .latents_setup import data_hash, load, parser, texts, write_record
 

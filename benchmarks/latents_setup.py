@@ -74,7 +74,19 @@ def write_record(
     name: str, options: argparse.Namespace, model: Any, started: float, measurements: list[dict[str, Any]], **more: Any
 ) -> Path:
     """Write the record and say where."""
-    ignored = {"data", "output", "model", "name", "plot", "child", "resume", "allow_changes", "commit"}
+    ignored = {
+        "data",
+        "output",
+        "model",
+        "name",
+        "plot",
+        "child",
+        "resume",
+        "allow_changes",
+        "commit",
+        "engine_url",
+        "vllm_python",
+    }
     settings = {key: value for key, value in vars(options).items() if key not in ignored}
     described = shapes.describe("tiny", model)
     described.update(name=options.name, weights=weights_fingerprint(model))

@@ -81,9 +81,9 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
     return process_memory("VmHWM") - before
 
 
-def process_memory(key: str) -> int:
-    """Bytes of a line of /proc/self/status, such as VmRSS (held now) or VmHWM (held at most)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def process_memory(key: str, process: int | str = "self") -> int:
+    """Bytes of a line of /proc/PROCESS/status, such as VmRSS (held now) or VmHWM (held at most)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 

@@ -23,9 +23,10 @@ import c3_hf
 from c3_hf.data.samples import cut_to_tokens
 from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.evaluation.metrics.tokens import accuracy_by_position
+from c3_hf.evaluation.plots import beside, draw_tenths
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
 from c3_hf.files import write_json
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 
 from .finding import measure_questions, measure_sentences
 from .record import environment
@@ -80,7 +81,7 @@ def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dic
     rows = []
     groups = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
     for group in tqdm(groups, unit="batch", disable=None):
-        restored = restore_texts(model, processor, [item.text for item in group], batch_size=BATCH_SIZE)
+        restored = C3Pipeline(model, processor).round_trip([item.text for item in group], batch_size=BATCH_SIZE)
         for item, text in zip(group, restored):
             wanted, got = (processor.tokenize_context(side) for side in (item.text, text))
             rows.append(
@@ -121,25 +122,25 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(table: list[dict[str, Any]], path: Path) -> None:
-    """Character precision against the ratio, and token accuracy along the text at each ratio."""
+    """Character precision at each ratio, the kinds side by side, and token accuracy along the text of the first."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for kind in dict.fromkeys(row["kind"] for row in table):
+    ticks, kinds = sorted({row["ratio"] for row in table}), list(dict.fromkeys(row["kind"] for row in table))
+    for number, kind in enumerate(kinds):
         cells = [row for row in table if row["kind"] == kind]
-        left.plot([c["ratio"] for c in cells], [c["char_precision"] for c in cells], marker="o", label=kind)
-    left.set(xlabel="compression ratio", ylabel="character precision, free running", ylim=(0, 1.02), xscale="log")
-    ticks = sorted({row["ratio"] for row in table})
-    left.set_xticks(ticks, [f"{ratio}x" for ratio in ticks])
-    left.minorticks_off()
-    left.legend()
-    for row in (row for row in table if row["kind"] == table[0]["kind"]):
-        right.plot(np.arange(5, 100, 10), row["accuracy_by_position"], marker=".", label=f"{row['ratio']}x")
-    right.set(xlabel=f"place in the text, %  ({table[0]['kind']})", ylabel="tokens that come back", ylim=(0, 1.02))
-    right.legend(ncols=2)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+        # Between two ratios nobody measured: nothing joins them.
+        places = [ticks.index(cell["ratio"]) + beside(number, len(kinds)) for cell in cells]
+        left.plot(places, [c["char_precision"] for c in cells], linewidth=0, marker="osD^vPX"[number % 7], label=kind)
+    left.set_xticks(range(len(ticks)), [f"{ratio}x" for ratio in ticks])
+    left.set(xlabel="tokens for each latent", ylabel="character precision, free running", ylim=(0, 1.03))
+    left.grid(axis="y", alpha=0.3)
+    left.legend(loc="lower left")
+    rows = [row for row in table if row["kind"] == kinds[0]]
+    draw_tenths(right, [f"{row['ratio']}x" for row in rows], [row["accuracy_by_position"] for row in rows])
+    right.set(xlabel="place in the text, percent; in the cells the percent of tokens that come back")
+    right.set_title(f"{kinds[0]}, by tokens for each latent", fontsize=10)
     figure.savefig(path, dpi=130)
 
 

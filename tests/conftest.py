@@ -6,9 +6,12 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 
@@ -17,7 +20,10 @@ OPT_IN = {
     "slow": "takes long; run with --run-slow",
     "gpu": "needs a CUDA device; run with --run-gpu",
     "hub": "needs the Hugging Face Hub; run with --run-hub",
+    "browser": "drives Chromium; run with --run-browser",
 }
+# Markers of tests that need an environment of their own, the variable that names it, and how to come by it.
+BY_VARIABLE = {"vllm": ("C3_VLLM_PYTHON", "the Python of an environment that tests/serving/make_vllm_env.sh makes")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +53,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    for marker, (variable, what) in BY_VARIABLE.items():
+        for item in items:
+            if item.get_closest_marker(marker) is not None and not os.environ.get(variable):
+                item.add_marker(pytest.mark.skip(reason=f"needs {variable}: {what}"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,16 +107,36 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def converted_goldens(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder once a run, whichever of its processes asks first: `made_once(name, fill)`, only to be read.
+
+    `fill` is given the path of the folder, which it makes.
+    """
+    root = tmp_path_factory.getbasetemp()
+    # The processes of xdist have a folder each, in that of the run.
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, unfinished = root / name, root / f"{name}.unfinished"
+        with FileLock(root / f"{name}.lock"):
+            if not folder.is_dir():
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def converted_goldens(shared_dir: Path, made_once: Callable) -> dict[str, Path]:
     """Both golden checkpoints, converted with verification: name to folder, only to be read."""
     # Here, because this file is imported before the environment above is set.
     from c3_hf.conversion.convert_c3_to_hf import convert
 
-    folders = {}
-    for name in ("tiny_a", "vocab_b"):
-        folders[name] = tmp_path_factory.mktemp("goldens") / name
-        convert(shared_dir / "goldens" / name / "checkpoint", folders[name], verify=True)
-    return folders
+    return {
+        name: made_once(f"golden-{name}", partial(convert, shared_dir / "goldens" / name / "checkpoint", verify=True))
+        for name in ("tiny_a", "vocab_b")
+    }
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,14 @@ def test_what_is_no_c3_model(tmp_path):
     plain.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a model of type 'qwen2', not a C3 model"):
         C3Pipeline.from_pretrained(tmp_path)
+    model, processor = factories.make_model(), factories.make_processor()
+    for other in (plain, "c3-tiny", processor):
+        with pytest.raises(TypeError, match="`model` must be a C3ForConditionalGeneration, got"):
+            C3Pipeline(other, processor)
+    with pytest.raises(TypeError, match="`processor` must be a C3Processor, got"):
+        C3Pipeline(model, processor.tokenizer)
+    with pytest.raises(ValueError, match="`processor` writes 8 placeholders for a context, `model` has 4 latents"):
+        C3Pipeline(model, factories.make_processor(num_latents=8))
 
 
 def test_what_cannot_be_loaded(tmp_path):
@@ -111,13 +120,33 @@ def test_what_cannot_be_loaded(tmp_path):
         ValueError, match=r"`pretrained_model_name_or_path` .*: no C3 model can be loaded from there \("
     ):
         C3Pipeline.from_pretrained(tmp_path)
+    # Nothing is not the model in the package.
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` is empty"):
+        C3Pipeline.from_pretrained("")
+    with pytest.raises(ValueError, match=r"`dtype` must be the name of a torch dtype, .* got 'float7'"):
+        C3Pipeline.from_pretrained(dtype="float7")
+
+
+@pytest.mark.parametrize("other", ["text.c3", Path("text.c3"), None, [5]], ids=repr)
+def test_what_is_no_compressed_context(pipe, other):
+    for call in (pipe.restore, pipe.iter_restored, pipe.ask):
+        with pytest.raises(TypeError, match=r"`contexts` must be compressed contexts, got .*CompressedContext\.load"):
+            call(other)
+    with pytest.raises(TypeError, match="`contexts` must be compressed contexts"):
+        pipe([{"role": "user", "content": [{"type": "context", "context": other or 5}]}])
+
+
+@pytest.mark.parametrize("messages", [None, 5, [5], [[]]])
+def test_what_is_no_chat(pipe, messages):
+    with pytest.raises(ValueError, match="`conversation` "):
+        pipe(messages)
 
 
 def test_segments_as_long_as_the_model_has_positions_for(pipe):
     text = "word " * 1200
     with pytest.raises(ValueError, match=r"`segment_length` must be at most 1055"):
-        pipe.compress(text, segment_length=pipe.longest_segment + 1)
-    assert pipe.compress(text, segment_length=pipe.longest_segment).header.segment_length == 1055
+        pipe.compress(text, segment_length=pipe.segment_room + 1)
+    assert pipe.compress(text, segment_length=pipe.segment_room).header.segment_length == 1055
 
 
 @pytest.mark.parametrize("device", ["meta", "foo"])
@@ -143,7 +172,7 @@ def test_several_contexts_share_batches_and_come_back_one_by_one(pipe, context):
 
 
 def test_the_options_are_one_object(pipe):
-    options = CompressionOptions(segment_length=16, dtype=torch.float32)
+    options = CompressionOptions(segment_length=16, latent_dtype=torch.float32)
     context = pipe.compress(TEXT, options, verify=True)
     assert (context.header.segment_length, context.latents.dtype) == (16, torch.float32)
     assert context.margins is not None

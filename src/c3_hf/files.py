@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, their digests, and JSON Lines.
+"""Files and folders that are there whole or not at all, locks on them, their digests, and JSON Lines.
 
 The standard library alone, so that a command can look at files before it loads anything else.
 """
@@ -6,19 +6,27 @@ The standard library alone, so that a command can look at files before it loads 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 
+logger = logging.getLogger(__name__)
+
+# Windows has none; there two runs into one file do not learn of each other.
+LOCK_SUFFIX = ".lock"
+_HAS_LOCKS = find_spec("fcntl") is not None
 # Bytes of a file name on the file systems in use.
 LONGEST_NAME = 255
 
@@ -32,6 +40,19 @@ def is_stream(path: str | os.PathLike) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def place_of(path: str | os.PathLike) -> Path:
+    """Where `path` leads, links followed.
+
+    Raises:
+        OSError: If it is a link that leads to itself.
+    """
+    place = Path(os.path.realpath(path))
+    # False of a name that is too long.
+    if os.path.islink(place):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
 
 
 def check_name(path: str | os.PathLike, beside: str = "") -> None:
@@ -66,7 +87,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
-    place = Path(os.path.realpath(path))
+    place = place_of(path)
     check_name(place)
     temporary = temporary_path(place)
     try:
@@ -80,11 +101,37 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     except OSError as error:
         # The hidden name says nothing to whoever reads the message.
         if error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Raise ValueError unless `folder`, or the nearest above it that is there, takes files, such as `target`."""
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise ValueError(f"`output`: {target} cannot be made, {folder} is no folder. Give another name.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"`output`: {target} cannot be made, {folder} cannot be written to. Give another name.")
+
+
+def check_new_folder(path: str | os.PathLike) -> Path:
+    """Where a folder called `path` is to be made, links followed.
+
+    Raises:
+        ValueError: if something is there that is not an empty folder, its name is too long, or no folder can be made
+            there.
+        OSError: if it is a link that leads to itself.
+    """
+    place = place_of(path)
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise ValueError(f"`output` {path} exists and is not an empty folder. Remove it, or give another name.")
+    check_name(place)
+    check_folder(place.parent, path)
+    return place
 
 
 @contextlib.contextmanager
@@ -98,12 +145,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         path: the folder to make, links followed; it must not exist, or be empty.
 
     Raises:
-        ValueError: if `path` exists and is not an empty folder, or its name is too long.
+        ValueError: see [`check_new_folder`].
     """
-    place = Path(os.path.realpath(path))
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise ValueError(f"`output` {path} exists and is not an empty folder. Remove it, or give another name.")
-    check_name(place)
+    place = check_new_folder(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".", suffix=".tmp"))
     try:
@@ -124,6 +168,76 @@ def _give_usual_modes(folder: Path) -> None:
     folder.chmod(0o777 & ~umask)
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+@contextlib.contextmanager
+def claimed(path: str | os.PathLike, beside: str = "") -> Iterator[Path]:
+    """`path`, links followed, held against other processes that want to write it; see [`check_name`] for `beside`.
+
+    The lock is the operating system's on FILE.lock beside it, so that it ends with the process, however that ends.
+
+    Raises:
+        ValueError: If `path` cannot become a file, is being written by another run, or somebody's own file has the
+            name of the lock.
+        OSError: If the folder cannot be written to.
+    """
+    if not os.fspath(path):
+        raise ValueError("`output` is empty. Give the name of the file to write.")
+    place = place_of(path)
+    if is_stream(path):
+        raise ValueError(f"`output`: {path} is a device or a pipe. Write a file, and copy that.")
+    if place.is_dir():
+        raise ValueError(f"`output`: {path} is a folder. Give the name of the file to write.")
+    check_name(place, beside)
+    if not _HAS_LOCKS:
+        yield place
+        return
+    lock = place.with_name(place.name + LOCK_SUFFIX)
+    try:
+        descriptor = _lock(lock)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"`output`: {path} is being written by another run at this moment. Let that finish, then call again."
+        ) from error
+    except OSError as error:
+        if error.filename == str(lock):
+            error.filename = str(path)
+        raise
+    try:
+        yield place
+    finally:
+        # In this order: whoever gets hold of a file that has no name any more makes a new one.
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError as error:
+            logger.warning(f"{path}: this file system knows no locks ({error}); do not write the file twice at once.")
+            return descriptor
+        try:
+            held = os.fstat(descriptor)
+            if held.st_size:
+                # A lock is empty: this is a poetry.lock beside an output called poetry.
+                os.close(descriptor)
+                raise ValueError(
+                    f"`output`: its lock would be {path}, and that is a file with something in it. Move it away, or "
+                    "give another name."
+                )
+            if held.st_ino == os.stat(path).st_ino:
+                return descriptor
+        except FileNotFoundError:
+            logger.debug(f"{path}: the run that held it has just ended.")
+        os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -22,9 +22,11 @@ from .latents.decoding import Restorer, skipped_positions
 from .latents.measure import Calibration
 from .latents.restore import iter_restored, restore_all, verify_context
 from .latents.segments import Source
+from .modeling.chats_c3 import as_chats
 
 
 Conversation = Sequence[dict[str, Any]]
+_ABOUT_BUNDLED = "It shows that the code works: it copies text of any kind and knows no language"
 
 
 class C3Pipeline:
@@ -51,6 +53,18 @@ class C3Pipeline:
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, name: str | None = None):
+        if not isinstance(model, torch.nn.Module) or model.config.model_type != "c3":
+            raise TypeError(
+                f"`model` must be a C3ForConditionalGeneration, got {type(model).__name__}. Load it, or both at once "
+                "by C3Pipeline.from_pretrained."
+            )
+        if not isinstance(processor, ProcessorMixin):
+            raise TypeError(f"`processor` must be a C3Processor, got {type(processor).__name__}.")
+        if processor.num_latents != model.config.num_latents:
+            raise ValueError(
+                f"`processor` writes {processor.num_latents} placeholders for a context, `model` has "
+                f"{model.config.num_latents} latents. Load the processor that belongs to the model."
+            )
         self.model, self.processor = model, processor
         self.restorer = Restorer(model, processor)
         self.name = name or Path(model.name_or_path).name or type(model).__name__
@@ -76,7 +90,12 @@ class C3Pipeline:
             ValueError: If there is no C3 model that can be loaded, or torch cannot compute on `device` here; the
                 weights are not read then.
         """
-        path = os.fspath(pretrained_model_name_or_path or tiny_model_path())
+        path = tiny_model_path() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        path = os.fspath(path)
+        if not path:
+            raise ValueError("`pretrained_model_name_or_path` is empty. Give the folder or the Hub id of a C3 model.")
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"`dtype` must be the name of a torch dtype, such as bfloat16, or auto, got {dtype!r}.")
         options = {"dtype": "auto" if dtype is None else dtype, **kwargs}
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
         if device is not None:
@@ -103,10 +122,19 @@ class C3Pipeline:
             f"{self.dtype}, {self.device})"
         )
 
+    def describe(self) -> str:
+        """What kind of model it is, in one line."""
+        config, size = self.model.config, sum(weights.numel() for weights in self.model.parameters())
+        told = f". {_ABOUT_BUNDLED}" if self.model.name_or_path == tiny_model_path() else ""
+        return (
+            f"{self.name}: {size:,} parameters, {config.num_latents} latents for up to {config.longest_segment} "
+            f"tokens, prompts {', '.join(self.processor.prompts)}{told}"
+        )
+
     @property
-    def longest_segment(self) -> int:
+    def segment_room(self) -> int:
         """Most tokens of a segment, `segment_length`, that the model has positions for."""
-        return self.restorer.longest_segment
+        return self.restorer.segment_room
 
     @property
     def calibration(self) -> Calibration:
@@ -183,16 +211,33 @@ class C3Pipeline:
 
         See [`iter_restored`] for the options (`batch_size`, `max_new_tokens`, `progress`) and errors.
         """
-        if isinstance(contexts, CompressedContext):
-            return restore_all([contexts], self.restorer, **options)[0]
-        return restore_all(list(contexts), self.restorer, **options)
+        texts = restore_all(_several(contexts), self.restorer, **options)
+        return texts[0] if isinstance(contexts, CompressedContext) else texts
 
     def iter_restored(
         self, contexts: CompressedContext | Sequence[CompressedContext], **options: Any
     ) -> Iterator[tuple[bytes, bool]]:
         """As [`restore`], segment after segment, see [`iter_restored`]."""
-        several = [contexts] if isinstance(contexts, CompressedContext) else list(contexts)
-        return iter_restored(several, self.restorer, **options)
+        return iter_restored(_several(contexts), self.restorer, **options)
+
+    def round_trip(self, texts: Sequence[str], **options: Any) -> list[str]:
+        """Compress each text, in as few segments as the model has positions for, and restore them.
+
+        Args:
+            texts: The texts.
+            options: Those of [`restore`].
+
+        Returns:
+            What came back, in the order of `texts`, not stripped.
+
+        Raises:
+            TypeError: If `texts` is a single string.
+        """
+        if isinstance(texts, str):
+            raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
+        room = self.segment_room
+        contexts = [self.compress(text, segment_length=room) for text in texts]
+        return [restored.text for restored in self.restore(contexts, **options)]
 
     def verify(self, context: CompressedContext, source: Source, **options: Any) -> CompressedContext:
         """Measure what a compressed context brings back of its text, see [`verify_context`]."""
@@ -202,8 +247,7 @@ class C3Pipeline:
         self, contexts: CompressedContext | Sequence[CompressedContext], question: str = "", **options: Any
     ) -> Answer:
         """Ask compressed contexts what the model was trained for, see [`ask`]."""
-        several = [contexts] if isinstance(contexts, CompressedContext) else list(contexts)
-        return ask(several, self.restorer, question, **options)
+        return ask(_several(contexts), self.restorer, question, **options)
 
     @torch.no_grad()
     def __call__(
@@ -231,11 +275,10 @@ class C3Pipeline:
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        single = not messages or isinstance(messages[0], dict)
-        conversations: list[Any] = [messages] if single else list(messages)
+        conversations, single = as_chats(messages)
         # One batch takes its contexts as texts or as latents; texts get their own strides only as latents.
         stored = self.model.config.latent_stride is not None or any(
-            isinstance(part, dict) and isinstance(part.get("context"), CompressedContext)
+            isinstance(part, dict) and part.get("context") is not None
             for conversation in conversations
             for message in conversation
             if not isinstance(message.get("content"), str)
@@ -272,8 +315,8 @@ class C3Pipeline:
         for part in message.get("content") or []:
             context = part.get("context") if isinstance(part, dict) else None
             if context is None and isinstance(part, dict) and part.get("type") == "context" and "text" in part:
-                context = self.compress(part["text"], dtype=torch.float32)
-            found += [] if context is None else [context]
+                context = self.compress(part["text"], latent_dtype=torch.float32)
+            found += [] if context is None else _several([context])
             if context is None:
                 content.append(part)
             elif len(context):
@@ -286,28 +329,20 @@ class C3Pipeline:
         return [] if strides is None else strides[0].tolist()
 
 
-def restore_texts(
-    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], **options: Any
-) -> list[str]:
-    """Each text through [`C3Pipeline.compress`], in as few segments as the model has positions for, and back.
-
-    Args:
-        model: A `C3ForConditionalGeneration`.
-        processor: Its processor.
-        texts: The texts.
-        options: Those of [`C3Pipeline.restore`].
-
-    Returns:
-        What came back, in the order of `texts`, not stripped.
+def _several(contexts: CompressedContext | Sequence[CompressedContext]) -> list[CompressedContext]:
+    """One context or several, as a list.
 
     Raises:
-        TypeError: If `texts` is a single string.
+        TypeError: If one of them is none.
     """
-    if isinstance(texts, str):
-        raise TypeError("`texts` must be a list of strings, got a single str. Wrap it in a list.")
-    pipe = C3Pipeline(model, processor)
-    contexts = [pipe.compress(text, segment_length=pipe.longest_segment) for text in texts]
-    return [restored.text for restored in pipe.restore(contexts, **options)]
+    several: list[Any] = list(contexts) if isinstance(contexts, (list, tuple)) else [contexts]
+    for context in several:
+        if not isinstance(context, CompressedContext):
+            raise TypeError(
+                f"`contexts` must be compressed contexts, got {context!r:.60}. Open a file with "
+                "CompressedContext.load, make one of a text with C3Pipeline.compress."
+            )
+    return several
 
 
 def compress(source: Source, model: PreTrainedModel, processor: ProcessorMixin, **options: Any) -> CompressedContext:

@@ -100,6 +100,7 @@ def test_the_document_shows_the_records(repository):
     assert tables.with_tables(document, tables.read_records(tables.RESULTS)) == document
 
 
+@pytest.mark.slow
 def test_restoring_and_drafting_run_with_a_processor():
     setup = Setup(make_model(), make_processor(), SCALES["toy"])
     (row,) = restoring.run(setup)

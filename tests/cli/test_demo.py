@@ -41,6 +41,7 @@ def test_it_shows_the_original_what_came_back_and_the_numbers(model_path, tmp_pa
     assert re.match(r"model\d: [\d,]+ parameters, 4 latents for up to 80 tokens, prompts restore\n", output)
 
 
+@pytest.mark.slow
 def test_the_same_text_is_shown_once_and_a_larger_ratio_fails(capsys):
     assert main(["demo"]) == 0
     output = capsys.readouterr().out

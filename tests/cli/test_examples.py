@@ -45,6 +45,7 @@ def test_any_bytes_and_back(run_example):
     assert "identical: True" in run_example("exact.py", "a.txt")
 
 
+@pytest.mark.slow
 def test_what_is_kept(run_example, tmp_path):
     shown = run_example("fidelity.py", "a.txt", "page.html")
     assert "target None: CompressedContext(1 segments" in shown

@@ -97,6 +97,28 @@ def test_restoring_goes_on_behind_a_bad_file(run, here, capsys):
     assert (here / "r" / "good").read_bytes() == (here / "r" / "good2").read_bytes() == TEXT
 
 
+@pytest.mark.parametrize("words", [["restore", "-", "a.c3", "-"], ["ask", "-", "-", "Who?"]])
+def test_standard_input_is_read_once(words, run, here, no_model, capsys):
+    (here / "a.c3").write_bytes(b"x")
+    assert run(*words) == 1
+    assert "- is named 2 times, and standard input can be read once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["restore", "-"], ["inspect", "-"]])
+def test_a_bad_context_from_standard_input_is_named_so(words, run, here, stdin, capsys):
+    stdin(b"no context")
+    assert run(*words) == 1
+    error = capsys.readouterr().err
+    assert "`path`: standard input is no whole safetensors file" in error
+    assert "/" not in error.replace("c3-hf", "")
+
+
+def test_a_context_that_is_called_like_its_suffix_comes_back_as_a_file_in_the_folder(run, here):
+    assert run("compress", "a.txt", "-o", ".c3", "--exact") == 0
+    assert run("restore", ".c3", "-o", "r/") == 0
+    assert (here / "r" / ".c3").read_bytes() == TEXT
+
+
 def test_one_context_may_go_to_stdout_several_times(run, here, capfdbinary):
     assert run("compress", "a.txt", "--exact") == 0
     assert run("restore", "a.txt.c3", "a.txt.c3") == 0

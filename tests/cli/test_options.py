@@ -63,7 +63,7 @@ def test_an_unfinished_run_goes_on_with_its_own_options_only(model, processor, t
     with pytest.raises(Killed):
         compress(pieces(), model, processor, **options)
     assert (tmp_path / "a.c3.journal").exists()
-    for other in ({"dtype": torch.float32}, {"verify": True}, {"exact": True, "exact_check": False}):
+    for other in ({"latent_dtype": torch.float32}, {"verify": True}, {"exact": True, "exact_check": False}):
         with pytest.raises(ValueError, match=r"holds an unfinished run with other settings"):
             compress("Some words of a text. " * 40, model, processor, **options, **other)
     compress("Some words of a text. " * 40, model, processor, **options)

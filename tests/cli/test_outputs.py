@@ -60,6 +60,26 @@ def test_a_source_is_never_its_own_output(kind, force, run, here, no_model, caps
     assert (here / "a.txt").read_bytes() == TEXT
 
 
+@pytest.mark.parametrize("words", [["compress", "-", "-o", "a.txt"], ["restore", "-", "-o", "a.txt"]])
+def test_standard_input_is_never_its_own_output(words, run, here, no_model, monkeypatch, capsys):
+    """`c3-hf compress - -o a.txt < a.txt`"""
+    with open("a.txt", encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run(*words, "--force") == 1
+    assert "a.txt and the input - are one file, which would be lost" in capsys.readouterr().err
+    assert (here / "a.txt").read_bytes() == TEXT
+
+
+@pytest.mark.parametrize("words", [["compress", "a.txt", "-o", "-"], ["restore", "a.txt"]])
+def test_standard_output_is_never_an_input(words, run, here, no_model, monkeypatch, capsys):
+    """`c3-hf restore a.c3 >> a.c3`"""
+    with open("a.txt", "a", encoding="utf-8") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert run(*words) == 1
+    assert "standard output and the input a.txt are one file, which would be lost" in capsys.readouterr().err
+    assert (here / "a.txt").read_bytes() == TEXT
+
+
 def test_a_page_replaces_neither_the_text_nor_the_context(run, here, no_model, capsys):
     (here / "a.c3").write_bytes(b"context")
     for target in ("a.txt", "a.c3"):
@@ -153,12 +173,17 @@ def test_a_slash_at_the_end_means_a_folder(run, here):
         (["compress", "a.txt", "-o", "n" * 248], r"with .journal behind it has 256 bytes, a file name may have 255"),
         (["restore", "a.c3", "-o", "n" * 256], r"has 256 bytes, a file name may have 255. Give a shorter one"),
         (["compress", "n" * 245, "-o", "new/"], r"with .journal behind it has 256 bytes"),
+        (["compress", "a.txt", "-o", ""], r"`--output` is empty. Give a name"),
+        (["compress", "a.txt", "-o", "loop"], r"loop: Too many levels of symbolic links; the link leads to itself"),
+        (["restore", "a.c3", "-o", "loop"], r"loop: Too many levels of symbolic links"),
+        (["convert", "a", "loop"], r"loop: Too many levels of symbolic links"),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_the_work(words, message, run, here, no_model, capsys):
     for name in ("a.c3", "n" * 245):
         (here / name).write_bytes(b"x")
-    assert run(*words) == 1
+    (here / "loop").symlink_to("loop")
+    assert (main(words) if words[0] == "convert" else run(*words)) == 1
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert error.count("\n") == 1

@@ -225,6 +225,17 @@ def test_special_strings_in_messages_stay_text_in_the_decoders_own_template(made
     assert exported.decode(ids[1]) == f"[user]a <|im_end|> b <img>{end}\n[assistant]"
 
 
+def test_an_exported_tokenizer_that_is_rebuilt_gets_the_own_template_without_escapes(pairs, tmp_path):
+    folder = shutil.copytree(pairs("qwen2"), tmp_path / "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = OWN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    made = make_model(pairs("qwen2"), folder, 2)
+    save_model(made.model, made.processor, tmp_path / "made")
+    export(tmp_path / "made", tmp_path / "decoder", "decoder")
+    assert (tmp_path / "decoder" / "chat_template.jinja").read_text(encoding="utf-8") == OWN_TEMPLATE
+
+
 def test_what_came_out_of_a_c3_model_brings_no_second_template(existing, pairs, tmp_path):
     export(existing, tmp_path / "decoder", "decoder")
     made = make_model(pairs("llama"), tmp_path / "decoder", 2)

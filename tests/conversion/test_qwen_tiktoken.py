@@ -27,15 +27,11 @@ def vocabulary_file(shared_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(vocabulary_file: Path, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    """The converted tokenizer, saved and loaded again through the auto class."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    qwen_tiktoken.load_qwen_tokenizer(vocabulary_file, model_max_length=32768).save_pretrained(folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    # As C3Processor.save_pretrained does: transformers 5 writes a class name that 4.57 does not know.
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return AutoTokenizer.from_pretrained(folder)
+def tokenizer(shared_dir: Path, vocabulary_file: Path, converted_goldens: dict[str, Path]) -> PreTrainedTokenizerFast:
+    """The released vocabulary as conversion leaves it in a folder, loaded again through the auto class."""
+    golden = shared_dir / "goldens" / "vocab_b" / "checkpoint" / vocabulary_file.name
+    assert golden.read_bytes() == vocabulary_file.read_bytes()
+    return AutoTokenizer.from_pretrained(converted_goldens["vocab_b"])
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,26 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from c3_hf.cli import main
+from c3_hf.evaluation import plots
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
 from c3_hf.evaluation.items import RestoreItem
-from c3_hf.evaluation.receipts import difference, receipts_page, worst_items
-from c3_hf.evaluation.records import FinishedRun, items_hash, make_record
-from c3_hf.evaluation.report import table, write_report
-from c3_hf.evaluation.summary import bootstrap_interval, grouped, mean_of, with_interval
+from c3_hf.evaluation.records import (
+    FinishedRun,
+    bootstrap_interval,
+    grouped,
+    items_hash,
+    make_record,
+    mean_of,
+    with_interval,
+)
+from c3_hf.evaluation.report import difference, receipts_page, table, worst_items, write_report
 from c3_hf.files import write_json
 
 
@@ -148,6 +156,53 @@ def test_pictures_are_drawn(report, name):
     with Image.open(report / name) as picture:
         assert min(picture.size) > 150
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, instead of saving them."""
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_runs_stand_beside_the_published_curves_and_beside_each_other(runs, drawn):
+    finished = [FinishedRun.read(runs / label) for label in ("c3", "truncation")]
+    plots.plot_figure_1(finished, "foxlike_en", Path("unused"))
+    plots.plot_ratio(finished, Path("unused"))
+    (published, own), (ratio,) = (figure.axes for figure in drawn)
+    assert [line.get_label() for line in published.lines] == list(plots.FIGURE_1)
+    for axes in (own, ratio):
+        assert [line.get_label().split(" (")[0] for line in axes.lines] == ["c3", "truncation"]
+        # Nothing is joined, and equal values do not cover each other.
+        assert {line.get_linewidth() for line in axes.lines} == {0}
+        one, other = (set(line.get_xdata()) for line in axes.lines)
+        assert not one & other
+    for total in (1, 2, 7):
+        places = [plots.beside(number, total) for number in range(total)]
+        assert len(set(places)) == total
+        assert max(map(abs, places)) < 0.5
+
+
+def test_shares_by_tenths_are_written_out_and_never_rounded_to_all_or_nothing(runs, drawn):
+    plots.plot_forgetting([FinishedRun.read(runs / "c3")], ["fox_pages", "passages"], Path("unused"))
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fox_pages", "passages"]
+    assert len(axes.texts) == 20
+    assert [plots._percent(share) for share in (0, 0.004, 0.555, 0.999, 1)] == ["0", "<1", "55", "99", "100"]
+
+
+def test_kinds_that_all_come_back_are_no_picture(runs, tmp_path):
+    shutil.copytree(runs / "truncation", tmp_path / "whole")
+    rows = [record("passages", number, TEXT, kind=f"kind_{number}") for number in range(4)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "whole" / "items.jsonl").write_text(lines, encoding="utf-8")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text(encoding="utf-8"))
+    items = {"passages": {"number": 4, "sha256": items_hash((row["id"], row["inputs_hash"]) for row in rows)}}
+    write_json(tmp_path / "whole" / "config.json", {**config, "items": items})
+    write_report([tmp_path / "whole"], tmp_path / "report")
+    assert not (tmp_path / "report" / "kinds.png").exists()
+    assert "kinds.png" not in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 
 def test_pictures_of_equal_runs_are_equal_files(report, runs, tmp_path):

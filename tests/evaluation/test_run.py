@@ -397,15 +397,15 @@ def test_files_of_ones_own_that_cannot_be_are_named(tiny_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99", ""])
 def test_a_device_that_is_not_here_is_refused(device):
-    with pytest.raises(ValueError, match=f"`device` is '{device}', expected one that is here"):
+    with pytest.raises(ValueError, match=f"`device` '{device}' cannot be used here"):
         RunSettings(model="m", tasks=("passages",), device=device)
 
 
 def test_a_model_that_is_no_c3_is_refused(data_dir, tmp_path):
     GPT2Config().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ValueError, match="is of the type 'gpt2', expected 'c3'"):
+    with pytest.raises(ValueError, match="is a model of type 'gpt2', not a C3 model"):
         run(settings(tmp_path / "gpt2"), data_dir, tmp_path / "out")
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(ValueError, match="nowhere: no C3 model can be loaded from there"):
         run(settings(tmp_path / "nowhere"), data_dir, tmp_path / "out")
 
 

@@ -8,7 +8,7 @@ import torch
 from c3_hf.evaluation import catalogue
 from c3_hf.evaluation.system import SystemSettings, SystemUnavailable, load_meter
 from c3_hf.evaluation.systems import c3, deepseek_ocr, full_text, llmlingua2, mean_pool, truncation
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 
 
 TEXTS = ["The lamp goes", "好的", "Two boats."]
@@ -47,7 +47,7 @@ def test_slots_tell_what_a_text_costs(settings):
 def test_c3_restores_through_the_shared_restoring(settings):
     system = c3.load(settings)
     restored = system.restore(TEXTS)
-    assert restored == restore_texts(system.model, system.processor, TEXTS)
+    assert restored == C3Pipeline(system.model, system.processor).round_trip(TEXTS)
     assert len(set(restored)) > 1
 
 

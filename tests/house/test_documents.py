@@ -205,3 +205,27 @@ def test_the_snippet_of_the_readme_prints_what_the_readme_shows():
 @pytest.mark.parametrize("name", ["modeling", "conversion"])
 def test_the_folders_at_the_root_are_links_into_the_package(name):
     assert os.readlink(ROOT / name) == f"src/c3_hf/{name}"
+
+
+# What other libraries and protocols call so.
+FOREIGN = re.compile(
+    r"\b(torch|transformers|huggingface_hub)\.[\w.]*utils"
+    r"|decompressobj|\w+\.decompress\(|prefill_chunk_size|chunked prefill"
+)
+
+
+def test_words_the_glossary_does_without_are_not_used(repository):
+    page = (repository / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.search(r"^Not used for these(.+?)\. What other libraries", page, re.MULTILINE | re.DOTALL)
+    words = re.findall(r"\*([^*]+)\*", listed[1])
+    assert len(words) > 5
+    pattern = re.compile(rf"(?<![a-z])({'|'.join(words)})(s|d|ed|ing)?(?![a-z])".replace(" ", r"[\s_]"), re.IGNORECASE)
+    found = []
+    pages = [*(repository / "docs").glob("*.md"), repository / "README.md", *(repository / "src").rglob("*.py")]
+    for path in pages:
+        # OpenAI's stream comes in chunks; the log speaks of what is gone.
+        if "serving" in str(path.relative_to(repository)) or path.name == "log.md":
+            continue
+        text = path.read_text(encoding="utf-8").replace(listed[0], "")
+        found += [f"{path.name}: {match[0]!r}" for match in pattern.finditer(FOREIGN.sub("", text))]
+    assert found == []

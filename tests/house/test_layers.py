@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,19 @@ MAY_IMPORT = {
     "training": {"modeling", "data", "latents", "pipeline", "files"},
     "evaluation": {"modeling", "data", "latents", "pipeline", "files"},
     "serving": {"modeling", "latents", "pipeline", "files"},
-    "cli": {"modeling", "conversion", "data", "latents", "pipeline", "training", "evaluation", "serving", "files"},
+    "web": {"modeling", "data", "latents", "pipeline", "evaluation", "files"},
+    "cli": {
+        "modeling",
+        "conversion",
+        "data",
+        "latents",
+        "pipeline",
+        "training",
+        "evaluation",
+        "serving",
+        "web",
+        "files",
+    },
 }
 # What needs no place: the version for records, the folder of the bundled model.
 ROOT_NAMES = {"__version__", "tiny_model_path"}
@@ -49,6 +62,7 @@ def imported_modules(path: Path) -> list[str]:
     return names
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -191,13 +205,11 @@ print((time.process_time() - middle) / (middle - start))
     assert float(process.stdout) < 0.2
 
 
+# Each is a fresh process that loads everything; tests/cli/test_main.py has the quick part, that nothing loads torch.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
-    [
-        "import c3_hf",
-        pytest.param("from c3_hf.modeling.configuration_c3 import C3Config", marks=pytest.mark.slow),
-        pytest.param("from c3_hf import compress", marks=pytest.mark.slow),
-    ],
+    ["import c3_hf", "from c3_hf.modeling.configuration_c3 import C3Config", "from c3_hf import compress"],
 )
 def test_the_auto_classes_know_c3_whatever_is_imported_first(first):
     code = f"""

@@ -26,6 +26,6 @@ def compressed(model, processor):
     """Keyword arguments of `compress` -> the compressed `TEXT`."""
 
     def make(text=TEXT, **options):
-        return compress(text, model, processor, **{"segment_length": 64, "dtype": torch.float32, **options})
+        return compress(text, model, processor, **{"segment_length": 64, "latent_dtype": torch.float32, **options})
 
     return make

@@ -12,7 +12,7 @@ import c3_hf
 from c3_hf import CompressedContext, compress, restore, verify
 from c3_hf.data.tasks import FIND_PROMPT
 from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 
 
 PROSE = (
@@ -86,5 +86,5 @@ def test_what_is_certain_comes_back_when_running_free(bundled):
 
 def test_restoring_a_stored_text_is_restoring_the_text(bundled):
     text = PROSE[:90]
-    context = compress(text, *bundled, dtype=torch.float32)
-    assert [restore(context, *bundled).text] == restore_texts(*bundled, [text])
+    context = compress(text, *bundled, latent_dtype=torch.float32)
+    assert [restore(context, *bundled).text] == C3Pipeline(*bundled).round_trip([text])

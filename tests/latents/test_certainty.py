@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import normalizers, pre_tokenizers
 
 from c3_hf import C3Pipeline, CompressedContext, compress, restore, verify
 from c3_hf.latents import RestoredText
@@ -15,7 +15,6 @@ from c3_hf.latents.file import read_file, write_file
 from c3_hf.latents.measure import Calibration, SegmentFidelity
 from c3_hf.latents.rendering import WRONG, heat_segments
 from c3_hf.modeling.processing_c3 import C3Processor
-from c3_hf.pipeline import restore_texts
 from factories import NUM_LATENTS, make_tokenizer
 
 
@@ -48,6 +47,18 @@ def test_a_segment_whose_tokens_give_other_characters_is_not_certain(model, norm
     (expected,) = with_right_margins(context).expected_precision(Calibration(0.5, 0.0))
     assert expected == pytest.approx(1 - lost / len(text))
     assert verify(compress(text, model, normalising), text, model, normalising).lost_characters.tolist() == [lost]
+
+
+def test_a_space_that_the_tokenizer_puts_in_front_is_no_certain_text(model):
+    """As tokenizers with `add_prefix_space` do: what comes back has one character too many."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    processor = C3Processor(tokenizer, num_latents=NUM_LATENTS)
+    for text, lost in (("plain", 1), (" plain", 0)):
+        context = compress(text, model, processor, verify=True)
+        assert context.lost_characters.tolist() == [lost]
+        assert with_right_margins(context).fidelity[0].is_exact == (lost == 0)
+        assert restore(compress(text, model, processor, exact=True), model, processor).text == text
 
 
 def test_only_the_segments_concerned_are_uncertain(model, normalising, tmp_path):
@@ -147,8 +158,8 @@ def test_nothing_restored_is_never_exact(compressed, model, processor):
     [
         (-1, ValueError, r"`batch_size` must be at least 1, got -1"),
         (0, ValueError, r"`batch_size` must be at least 1, got 0"),
-        (2.5, TypeError, r"`batch_size` must be an int of at least 1, got 2.5"),
-        (True, TypeError, r"`batch_size` must be an int of at least 1, got True"),
+        (2.5, TypeError, r"`batch_size` must be an int.*, got 2.5"),
+        (True, TypeError, r"`batch_size` must be an int.*, got True"),
     ],
 )
 def test_a_batch_of_no_segments_is_refused_everywhere(compressed, model, processor, text, value, error, message):
@@ -160,14 +171,14 @@ def test_a_batch_of_no_segments_is_refused_everywhere(compressed, model, process
         lambda: restore(context[2:2], model, processor, batch_size=value),
         lambda: verify(context, text, model, processor, batch_size=value),
         lambda: compress(text, model, processor, batch_size=value),
-        lambda: restore_texts(model, processor, ["a"], batch_size=value),
-        lambda: restore_texts(model, processor, [], batch_size=value),
+        lambda: C3Pipeline(model, processor).round_trip(["a"], batch_size=value),
+        lambda: C3Pipeline(model, processor).round_trip([], batch_size=value),
     ]
     for call in calls:
         with pytest.raises(error, match=message):
             call()
     with pytest.raises(error, match=message.replace("batch_size", "max_new_tokens")):
-        restore_texts(model, processor, ["a"], max_new_tokens=value)
+        C3Pipeline(model, processor).round_trip(["a"], max_new_tokens=value)
 
 
 def test_a_saved_context_reads_its_counts_back(model, normalising, tmp_path):

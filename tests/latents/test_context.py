@@ -22,7 +22,7 @@ def assert_same(first, second):
 
 @pytest.mark.parametrize("dtype", LATENT_DTYPES)
 def test_slices_put_together_are_the_whole(compressed, dtype):
-    context = compressed(dtype=dtype, verify=True, exact=True)
+    context = compressed(latent_dtype=dtype, verify=True, exact=True)
     assert len(context) > 5
     middle = context[2:4]
     assert (len(middle), int(middle.char_offsets[0])) == (2, int(context.char_offsets[2]))
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(compressed, model, processor, tmp_path):
     with pytest.raises(ValueError, match=r"`contexts` differ in `exact_margin`"):
         context + exact
     with pytest.raises(ValueError, match=r"`contexts` differ in dtype: torch.float32 and torch.int8"):
-        context + compressed(dtype=torch.int8)
+        context + compressed(latent_dtype=torch.int8)
     with pytest.raises(ValueError, match=r"`contexts`: only one of them has \['margins'\]"):
         context + compressed(verify=True)
     with pytest.raises(ValueError, match=r"`contexts` is empty"):

@@ -31,7 +31,9 @@ def parts(model, processor, tmp_path_factory):
     made = {}
     for kind, options in {"exact": {"exact": True, "verify": True}, "plain": {}}.items():
         path = tmp_path_factory.mktemp(kind) / "good.c3"
-        context = compress(TEXT, model, processor, segment_length=32, dtype=torch.float32, output=path, **options)
+        context = compress(
+            TEXT, model, processor, segment_length=32, latent_dtype=torch.float32, output=path, **options
+        )
         made[kind] = (dataclasses.asdict(context.header), load_file(path))
     return made
 

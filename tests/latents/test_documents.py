@@ -17,7 +17,7 @@ def page(repository):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_the_reader_on_the_page_reads_a_segment(page, compressed, tmp_path, dtype):
-    context = compressed(dtype=dtype, exact=True)
+    context = compressed(latent_dtype=dtype, exact=True)
     context.save(tmp_path / "text.c3")
     scope = {}
     exec(re.search(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)[1], scope)

@@ -15,7 +15,7 @@ from c3_hf.latents.exact import ExactCounts, Residual, build_residual, keep_what
 from c3_hf.latents.measure import Calibration, SegmentFidelity, expected_precision, measure_margins, to_margin_dtype
 from c3_hf.latents.segments import Segment
 from c3_hf.modeling.positions_c3 import pad_rows
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 from factories import make_model, make_processor
 
 
@@ -171,7 +171,7 @@ def test_the_check_is_a_restore_that_can_be_left_out(check, monkeypatch):
 @settings(max_examples=15)
 @given(st.binary(max_size=120), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]))
 def test_any_bytes_come_back_to_the_byte(data, dtype):
-    context = compress(data, MODEL, PROCESSOR, exact=True, segment_length=16, dtype=dtype)
+    context = compress(data, MODEL, PROCESSOR, exact=True, segment_length=16, latent_dtype=dtype)
     restored = restore(context, MODEL, PROCESSOR, batch_size=5)
     assert restored.data == data
     assert restored.is_exact
@@ -270,12 +270,12 @@ def test_a_context_gives_its_expected_precision(compressed):
 
 def test_restore_texts_in_any_batches_and_order():
     texts = ["one", "", "a longer text here", "2", "one"]
-    singles = [restore_texts(MODEL, PROCESSOR, [text], max_new_tokens=6)[0] for text in texts]
-    assert restore_texts(MODEL, PROCESSOR, texts, batch_size=2, max_new_tokens=6) == singles
+    singles = [C3Pipeline(MODEL, PROCESSOR).round_trip([text], max_new_tokens=6)[0] for text in texts]
+    assert C3Pipeline(MODEL, PROCESSOR).round_trip(texts, batch_size=2, max_new_tokens=6) == singles
     assert singles[1] == ""
     assert singles[0] == singles[4] != singles[2]
-    assert restore_texts(MODEL, PROCESSOR, []) == []
-    assert [len(PROCESSOR.tokenize_context(text)) <= 19 for text in restore_texts(MODEL, PROCESSOR, ["abc"])]
+    assert C3Pipeline(MODEL, PROCESSOR).round_trip([]) == []
+    assert [len(PROCESSOR.tokenize_context(text)) <= 19 for text in C3Pipeline(MODEL, PROCESSOR).round_trip(["abc"])]
 
 
 def test_wrong_arguments_are_refused(compressed, model, processor):
@@ -283,7 +283,7 @@ def test_wrong_arguments_are_refused(compressed, model, processor):
         ({"segment_length": 508}, r"`segment_length` must be at most 507, .* beside 4 latents, got 508"),
         ({"segment_length": 500}, r"`segment_length` must be below \d+, .* behind the restoring prompt, got 500"),
         ({"segment_length": 8}, r"`segment_length` must be at least 16 tokens, got 8"),
-        ({"dtype": torch.float16}, r"`dtype` must be one of .* got torch.float16"),
+        ({"latent_dtype": torch.float16}, r"`latent_dtype` must be one of .* got torch.float16"),
         ({"target_fidelity": 1.5}, r"`target_fidelity` is a token accuracy above 0 and up to 1, got 1.5"),
         ({"min_segment_length": 3}, r"`min_segment_length` must be at least 16 tokens, got 3"),
         ({"exact_margin": -1.0}, r"`exact_margin` must not be negative, got -1.0"),
@@ -291,14 +291,29 @@ def test_wrong_arguments_are_refused(compressed, model, processor):
     ]:
         with pytest.raises(ValueError, match=message):
             compressed(**options)
+    for name, value, words in [
+        ("segment_length", 32.0, "an int"),
+        ("segment_length", "32", "an int"),
+        ("min_segment_length", True, "an int"),
+        ("target_fidelity", "1", "a number"),
+        ("target_fidelity", True, "a number"),
+        ("exact_margin", "1", "a number"),
+        ("verify", "no", "a bool"),
+        ("exact", 1, "a bool"),
+    ]:
+        with pytest.raises(TypeError, match=f"`{name}` must be {words}, got {value!r}"):
+            compressed(**{name: value})
+    for place, message in [("", r"`output` is empty"), (None, r"`append` goes with `output`, the file to add to")]:
+        with pytest.raises(ValueError, match=message):
+            compress("a", model, processor, output=place, append=True)
     with pytest.raises(ValueError, match=r"`batch_size` must be at least 1, got 0"):
-        restore_texts(model, processor, ["a"], batch_size=0)
+        C3Pipeline(model, processor).round_trip(["a"], batch_size=0)
     with pytest.raises(TypeError, match=r"`texts` must be a list of strings, got a single str"):
-        restore_texts(model, processor, "a")
+        C3Pipeline(model, processor).round_trip("a")
     broken = make_model()
     broken.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match=r"`model` has no `generation_config.eos_token_id`"):
-        restore_texts(broken, processor, ["a"])
+        C3Pipeline(broken, processor).round_trip(["a"])
     with torch.no_grad():
         broken.model.latent_queries.weight.fill_(torch.nan)
     broken.generation_config.eos_token_id = 256

@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from c3_hf import CompressedContext, compress, restore
-from c3_hf.latents.file import tensor_bytes, write_file
-from c3_hf.latents.journal import Journal
+from c3_hf.latents.file import Journal, tensor_bytes, write_file
 
 
 def assert_same(first, second):
@@ -37,7 +36,7 @@ def path(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("extra", [{}, {"verify": True}, {"verify": True, "exact": True}])
 def test_a_file_reads_back_as_written(compressed, path, dtype, extra):
-    context = compressed(dtype=dtype, **extra)
+    context = compressed(latent_dtype=dtype, **extra)
     context.save(path)
     loaded = CompressedContext.load(path)
     assert loaded.header == context.header
@@ -80,7 +79,7 @@ def test_one_segment_is_read_without_the_rest(compressed, path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
 def test_latents_are_mapped_not_read(model, processor, path):
-    context = compress("word " * 40, model, processor, segment_length=16, dtype=torch.float32)
+    context = compress("word " * 40, model, processor, segment_length=16, latent_dtype=torch.float32)
     wide = 4000
     header = {**json.loads(json.dumps(vars(context.header))), "hidden_size": wide}
     piece = dict(context.tensors())
@@ -101,7 +100,7 @@ def resident_bytes():
 
 
 def test_pieces_are_joined_with_offsets_going_on(compressed, path):
-    context = compressed(verify=True, exact=True, dtype=torch.int8)
+    context = compressed(verify=True, exact=True, latent_dtype=torch.int8)
     pieces = [context[:2].tensors(), context[2:2].tensors(), context[2:].tensors()]
     write_file(path, vars(context.header), lambda: iter(pieces))
     assert_same(CompressedContext.load(path), context)
@@ -114,7 +113,7 @@ def test_pieces_are_joined_with_offsets_going_on(compressed, path):
 
 def test_any_flipped_bit_is_noticed(compressed, path):
     """Header, index and payload alike: an error or (in padding) the same content, never other content."""
-    context = compressed("Some words, of which none may change.", verify=True, exact=True, dtype=torch.int8)
+    context = compressed("Some words, of which none may change.", verify=True, exact=True, latent_dtype=torch.int8)
     context.save(path)
     data = path.read_bytes()
     rng = random.Random(0)
@@ -180,7 +179,7 @@ def test_other_files_are_refused_with_a_reason(compressed, path):
     ],
 )
 def test_tensors_that_contradict_each_other_are_refused(compressed, path, change, message):
-    tensors = compressed(verify=True, exact=True, dtype=torch.float32).tensors()
+    tensors = compressed(verify=True, exact=True, latent_dtype=torch.float32).tensors()
     for name, value in change.items():
         if value is None:
             del tensors[name]
@@ -207,10 +206,10 @@ class Killed(BaseException):
     """Ends a call as abruptly as an exception can."""
 
 
-@pytest.mark.parametrize("extra", [{}, {"exact": True, "dtype": torch.int8}, {"target_fidelity": 0.5}])
+@pytest.mark.parametrize("extra", [{}, {"exact": True, "latent_dtype": torch.int8}, {"target_fidelity": 0.5}])
 def test_an_interrupted_run_goes_on_where_it_was(model, processor, text, path, monkeypatch, extra):
     text = text[:250]
-    options = {"segment_length": 32, "batch_size": 1, "dtype": torch.float32, "output": path, **extra}
+    options = {"segment_length": 32, "batch_size": 1, "latent_dtype": torch.float32, "output": path, **extra}
     whole = compress(text, model, processor, **{**options, "output": None})
     append = Journal.append
     written = itertools.count()
@@ -236,7 +235,7 @@ def test_an_interrupted_run_goes_on_where_it_was(model, processor, text, path, m
 
 def test_a_torn_record_costs_that_record_only(model, processor, text, path):
     text = text * 2
-    options = {"segment_length": 32, "batch_size": 1, "dtype": torch.float32}
+    options = {"segment_length": 32, "batch_size": 1, "latent_dtype": torch.float32}
     whole = compress(text, model, processor, **options)
     journal_path = journal_of(path)
 
@@ -261,7 +260,7 @@ def test_a_torn_record_costs_that_record_only(model, processor, text, path):
 @pytest.mark.parametrize("tail", [bytes(8), bytes(4096), bytes(3), b"\xff" * 8 + bytes(50)])
 def test_zeros_behind_the_last_record_cost_nothing(model, processor, text, path, tail):
     """A crash can leave a file longer than what had reached the disk: the rest reads as zeros."""
-    options = {"segment_length": 32, "batch_size": 1, "dtype": torch.float32}
+    options = {"segment_length": 32, "batch_size": 1, "latent_dtype": torch.float32}
     whole = compress(text, model, processor, **options)
 
     def broken_off():
@@ -282,7 +281,7 @@ def test_zeros_behind_the_last_record_cost_nothing(model, processor, text, path,
 def test_a_journal_of_zeros_is_begun_anew(model, processor, text, path, start):
     journal_of(path).write_bytes(start + bytes(100))
     assert Journal(journal_of(path)).num_records == 0
-    options = {"segment_length": 32, "dtype": torch.float32}
+    options = {"segment_length": 32, "latent_dtype": torch.float32}
     assert_same(compress(text, model, processor, output=path, **options), compress(text, model, processor, **options))
 
 
@@ -344,7 +343,7 @@ def test_what_does_not_continue_is_refused(model, processor, text, path, tmp_pat
     journal_of(path).unlink()
     compress(text, model, processor, **options)
     with pytest.raises(ValueError, match=r"`contexts` differ in dtype"):
-        compress(text, model, processor, append=True, dtype=torch.int8, **options)
+        compress(text, model, processor, append=True, latent_dtype=torch.int8, **options)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -20,7 +20,7 @@ def refuse(*_, **__):
 
 @pytest.fixture(scope="module")
 def context(model, processor, text):
-    context = compress(text, model, processor, segment_length=64, dtype=torch.float32)
+    context = compress(text, model, processor, segment_length=64, latent_dtype=torch.float32)
     assert len(context) > 2
     return context
 

@@ -31,7 +31,7 @@ def test_it_is_read_and_restored_to_the_byte(pipe):
 
 def test_it_is_what_compressing_again_gives(pipe, tmp_path):
     old = CompressedContext.load(FILE)
-    new = pipe.compress(TEXT, exact=True, verify=True, dtype=torch.int8)
+    new = pipe.compress(TEXT, exact=True, verify=True, latent_dtype=torch.int8)
     torch.testing.assert_close(new.dense_latents(), old.dense_latents(), atol=0.05, rtol=0)
     assert pipe.verify(old, TEXT).num_lost_characters == new.num_lost_characters > 0
     (old + new).save(tmp_path / "both.c3")

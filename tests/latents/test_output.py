@@ -12,13 +12,12 @@ import pytest
 
 import c3_hf
 from c3_hf import CompressedContext, compress
-from c3_hf.files import atomic_file
-from c3_hf.latents.journal import claimed
+from c3_hf.files import atomic_file, atomic_folder, claimed
 
 
 HOLD = """
 import sys
-from c3_hf.latents.journal import claimed
+from c3_hf.files import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -95,11 +94,30 @@ def test_a_source_is_never_its_own_output(model, processor, tmp_path):
     os.link(path, tmp_path / "hard")
     (tmp_path / "soft").symlink_to("a.txt")
     for output in ("a.txt", "hard", "soft"):
-        with pytest.raises(ValueError, match=r"`output` .* and `source` are one file, whose text would be lost"):
+        with pytest.raises(ValueError, match=r"`output`: .* and `source` are one file, whose text would be lost"):
             compress(path, model, processor, output=tmp_path / output)
         with path.open("rb") as file, pytest.raises(ValueError, match=r"are one file"):
             compress(file, model, processor, output=tmp_path / output)
+        # A file without a name, as standard input by `<` is.
+        with open(os.open(path, os.O_RDONLY), "rb") as file, pytest.raises(ValueError, match=r"are one file"):
+            compress(file, model, processor, output=tmp_path / output)
     assert path.read_text() == "the text"
+
+
+@pytest.mark.parametrize("suffix", [".lock", ".journal"])
+def test_files_of_others_beside_the_output_stay(suffix, model, processor, tmp_path):
+    """`-o poetry` beside somebody's poetry.lock."""
+    other = tmp_path / f"poetry{suffix}"
+    other.write_text("somebody's")
+    with pytest.raises(ValueError, match=rf"poetry\{suffix}.*Move it away"):
+        compress("text", model, processor, output=tmp_path / "poetry")
+    with pytest.raises(ValueError, match=r"are one file, whose text would be lost"):
+        compress(other, model, processor, output=tmp_path / "poetry")
+    assert other.read_text() == "somebody's"
+    other.write_text("")
+    with pytest.raises(ValueError, match=r"are one file, whose text would be lost"):
+        compress(other, model, processor, output=tmp_path / "poetry")
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]
 
 
 def test_the_name_of_a_file_in_place_of_its_text_is_warned_of(model, processor, tmp_path, monkeypatch):
@@ -108,6 +126,8 @@ def test_the_name_of_a_file_in_place_of_its_text_is_warned_of(model, processor, 
     with pytest.warns(UserWarning, match=r"`source` 'book.txt' is compressed as the text it is.*`Path\('book.txt'\)`"):
         context = compress("book.txt", model, processor)
     assert int(context.char_offsets[-1]) == len("book.txt")
+    with pytest.warns(UserWarning, match=r"write `Path\('book.txt'\)`"):
+        compress(["book.txt", "other.txt"], model, processor)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compress("no file.txt", model, processor)
@@ -131,10 +151,22 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_link_that_leads_to_itself_stays(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("link")
+    for write in (atomic_file, atomic_folder, claimed):
+        with pytest.raises(OSError, match=r"symbolic links: '.*link'"), write(link):
+            pytest.fail("opened")
+    assert os.readlink(link) == "link"
+
+
 def test_errors_name_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "absent" / "x"):
         pytest.fail("opened")
     assert caught.value.filename == str(tmp_path / "absent" / "x")
+    assert str(caught.value).endswith("absent/x'")
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        CompressedContext.load(tmp_path)
     with pytest.raises(FileNotFoundError) as caught, claimed(tmp_path / "absent" / "x"):
         pytest.fail("claimed")
     assert caught.value.filename == str(tmp_path / "absent" / "x")

@@ -123,13 +123,21 @@ def test_lost_characters_are_those_that_the_other_text_lacks(wanted, lost):
     assert lost_characters(decoded, wanted) == lost
 
 
-@given(st.text(max_size=120), st.text(max_size=120))
+@pytest.mark.parametrize(
+    ("decoded", "wanted", "lost"),
+    [(" ab", "ab", [0]), ("a b.", "a b", [2]), ("axb", "ab", [1]), ("xabby", "cab", [0, 2]), (" ", "a", [0])],
+)
+def test_characters_too_many_are_a_loss(decoded, wanted, lost):
+    assert lost_characters(decoded, wanted) == lost
+
+
+@given(st.text(max_size=120), st.text(min_size=1, max_size=120))
 def test_what_is_not_lost_is_in_both_texts_in_order(decoded, wanted):
     lost = lost_characters(decoded, wanted)
     assert lost == sorted(set(lost))
     rest = iter(decoded)
     assert all(char in rest for place, char in enumerate(wanted) if place not in lost)
-    assert decoded != wanted or not lost
+    assert (decoded == wanted) == (not lost)
 
 
 def test_a_script_that_is_composed_throughout_loses_all_but_its_spaces():

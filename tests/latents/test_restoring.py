@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from c3_hf.latents.decoding import Restorer
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 from factories import make_model, make_processor
 
 
@@ -58,9 +58,9 @@ def test_batches_restore_as_single_texts_do_in_whatever_dtype_comes_next():
     texts = ["one text", "and another one", "a third"]
 
     def restored():
-        return restore_texts(model, processor, texts, max_new_tokens=6)
+        return C3Pipeline(model, processor).round_trip(texts, max_new_tokens=6)
 
-    alone = [restore_texts(model, processor, [text], max_new_tokens=6)[0] for text in texts]
+    alone = [C3Pipeline(model, processor).round_trip([text], max_new_tokens=6)[0] for text in texts]
     assert restored() == alone
     # A cache kept from one call would have the wrong dtype in the next.
     with torch.autocast("cpu", torch.bfloat16):

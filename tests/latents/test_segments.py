@@ -81,6 +81,12 @@ def test_sources_of_every_kind_give_the_same_text(tmp_path):
         assert "".join(iter_text(source)) == text
 
 
+def test_bytes_stay_where_they_were_among_strings():
+    for pieces in ([b"a\xc3", "x", b"\xa9"], [b"\xe6\x95", "def"], [b"\xc3", "", b"\xa9"]):
+        data = b"".join(piece.encode() if isinstance(piece, str) else piece for piece in pieces)
+        assert "".join(iter_text(pieces)).encode("utf-8", "surrogateescape") == data
+
+
 def test_bytes_that_are_not_utf8_are_kept_and_read_as_replacement_characters():
     segment = next(iter_segments(b"a\xff\xe4\xb8b", TOKENIZER, 16))
     assert segment.data == b"a\xff\xe4\xb8b"
@@ -114,6 +120,9 @@ def test_digests_are_of_the_bytes():
         (lambda: list(iter_text("a\ud800")), ValueError, r"`source` has the lone surrogate U\+D800"),
         (lambda: list(iter_text(["a", 5])), TypeError, r"`source` must give str or bytes, got a piece of type int"),
         (lambda: list(iter_text(5)), TypeError, r"`source` must be str, bytes, a pathlib.Path, .* got int"),
+        # Their order is nobody's, or their values would be left out.
+        (lambda: list(iter_text({"a", "b"})), TypeError, r"`source` must be .* pieces in their order, got set"),
+        (lambda: list(iter_text({"text": "a"})), TypeError, r"`source` must be .* pieces in their order, got dict"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(call, error, message):

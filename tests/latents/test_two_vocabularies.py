@@ -10,7 +10,7 @@ import torch
 from c3_hf import CompressedContext, compress, restore, verify
 from c3_hf.latents.decoding import Restorer, generation_budget
 from c3_hf.latents.fingerprints import fingerprint_processor
-from c3_hf.pipeline import restore_texts
+from c3_hf.pipeline import C3Pipeline
 from factories import make_processor, make_two_vocabularies
 
 
@@ -29,7 +29,7 @@ def pieces(context, text):
 
 
 def test_the_encoders_tokens_are_cut_and_the_decoders_are_stored():
-    context = compress(PROSE, MODEL, PROCESSOR, segment_length=32, dtype=torch.float32)
+    context = compress(PROSE, MODEL, PROCESSOR, segment_length=32, latent_dtype=torch.float32)
     segments = pieces(context, PROSE)
     read = [count(PROCESSOR.encoder_tokenizer, segment) for segment in segments]
     written = [count(PROCESSOR.tokenizer, segment) for segment in segments]
@@ -73,7 +73,7 @@ def test_a_reply_may_have_as_many_tokens_as_the_decoder_needs(monkeypatch):
         return [[5] * max_new_tokens] * len(latents)
 
     monkeypatch.setattr(Restorer, "generate", generate)
-    restored = restore_texts(MODEL, PROCESSOR, [PROSE[:60], PROSE[:30]])
+    restored = C3Pipeline(MODEL, PROCESSOR).round_trip([PROSE[:60], PROSE[:30]])
     assert budgets == [generation_budget(60)]
     assert [len(text) for text in restored] == [generation_budget(60), generation_budget(30)]
 

@@ -116,6 +116,14 @@ class TestMistakes:
             ({"context_attention_mask": [[1]]}, "`context_attention_mask` was given without `context_input_ids`"),
             ({"context_input_ids": [[261]]}, "row 0, context 0, holds the context start marker 261"),
             (
+                {"context_input_ids": [[5, 264]]},
+                "row 0, context 0, has the id 264, outside the encoder's vocabulary of 264",
+            ),
+            (
+                {"context_input_ids": [[5, -100]], "context_attention_mask": [[1, 0]]},
+                "context 0, has the id -100, outside",
+            ),
+            (
                 {"input_ids": [[261, 263, 263, 263, 263, 262, 262]], "context_input_ids": [[5]]},
                 "a stray context marker",
             ),

@@ -273,6 +273,13 @@ class TestCall:
             chat({"num_blocks": 1, "num_latents": 5})
         with pytest.raises(ValueError, match=r"must have shape \(num_blocks, 4, text_hidden_size\), got \(4, 8\)"):
             chat({"latents": latents[0]})
+        with pytest.raises(ValueError, match=r"must have shape \(num_blocks, 4, text_hidden_size\), got a ndarray"):
+            chat({"latents": latents.numpy()})
+        with pytest.raises(ValueError, match=r"`text` of a context part must be a string, got \['a', 'b'\]"):
+            chat({"text": ["a", "b"]})
+        for count in (-1, "2", True):
+            with pytest.raises(ValueError, match=f"`num_blocks` of a context part must be an int .*, got {count!r}"):
+                chat({"num_blocks": count})
 
     def test_mistakes_on_construction(self):
         with pytest.raises(ValueError, match="`num_latents` must be a positive int, the model's, got 0"):
@@ -305,6 +312,11 @@ class TestDecoding:
     def test_special_tokens_on_request(self, processor):
         ids = processor.tokenizer("a<|extra_203|><|im_end|>")["input_ids"]
         assert processor.decode(ids, skip_special_tokens=False) == "a<|extra_203|>"
+
+    def test_single_ids(self, processor):
+        ids = torch.tensor(plain_ids("ab"))
+        assert processor.decode(ids[0]) == processor.decode(int(ids[0])) == "a"
+        assert processor.batch_decode(ids) == ["a", "b"]
 
 
 class TestSaving:

@@ -146,8 +146,13 @@ class TestOptions:
 
     def test_in_a_dictionary(self, processor):
         options = {"padding": "max_length", "max_length": 150}
+        expected = processor.apply_chat_template(MESSAGES, **options)["input_ids"]
         by_dict = processor.apply_chat_template(MESSAGES, padding="max_length", tokenizer_kwargs={"max_length": 150})
-        assert torch.equal(by_dict["input_ids"], processor.apply_chat_template(MESSAGES, **options)["input_ids"])
+        assert torch.equal(by_dict["input_ids"], expected)
+        # By the names of transformers, and what the signature names too.
+        for name in ("tokenizer_kwargs", "processor_kwargs", "text_kwargs"):
+            inputs = processor.apply_chat_template(MESSAGES, **{name: {**options, "return_tensors": "np"}})
+            assert np.array_equal(inputs["input_ids"], expected.numpy()), name
 
     def test_with_latents(self, processor):
         latents = torch.zeros(2, NUM_LATENTS, 8)
@@ -225,6 +230,24 @@ class TestMessages:
             ),
             ([{"role": "user", "content": [{"type": "image"}]}], None, "a part of a message must be a dict whose"),
             ([{"role": "system", "content": "s"}], [{"text": "d"}], "`documents` stand in the first user message"),
+            (MESSAGES, ["d"], "`documents` must be dicts with `text` and perhaps `title`, got a str"),
+            (MESSAGES, [{"title": "d"}], "`text` of a document must be a string, got None"),
+            ("Hello", None, "`conversation` must be a list of messages such as .*, got str"),
+            ({"role": "user", "content": "x"}, None, "`conversation` must be a list of messages such as .*, got dict"),
+            ([[]], None, r"`conversation` holds \[\] in the place of a chat"),
+            (["Hello"], None, "`conversation` holds 'Hello' in the place of a chat"),
+            (
+                [{"content": "x"}],
+                None,
+                "a message must be a dict with `content` and a string as `role`, got {'content'",
+            ),
+            ([{"role": None, "content": "x"}], None, "a message must be a dict with `content` and a string as `role`"),
+            (
+                [{"role": "user", "content": [{"type": "text"}]}],
+                None,
+                "`text` of a text part must be a string, got None",
+            ),
+            ([{"role": "user", "content": [{"type": "text", "text": 5}]}], None, "`text` of a text part .* got 5"),
         ],
     )
     def test_mistakes(self, processor, chat, documents, message):

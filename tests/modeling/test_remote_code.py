@@ -122,7 +122,7 @@ def test_push_to_hub_uploads_code_and_tags(monkeypatch):
             monkeypatch.setattr(f"transformers.utils.hub.{name}", functools.partial(replacement, None))
     model = make_model()
     model.push_to_hub("someone/a-c3")
-    assert set(MODULES) - {"processing_c3.py", "prompt_c3.py"} <= set(uploaded)
+    assert set(MODULES) - {"processing_c3.py", "prompt_c3.py", "chats_c3.py"} <= set(uploaded)
     assert {"config.json", "model.safetensors", "generation_config.json"} <= set(uploaded)
     card = huggingface_hub.ModelCard(uploaded["README.md"].decode())
     assert card.data.library_name == "transformers"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from c3_hf import C3Pipeline
 from factories import make_model, make_processor
+
+
+# The benchmarks are a package at the repository's root, which is not on the path of every way to start pytest.
+sys.path.append(str(Path(__file__).parents[2]))
 
 
 TEXT = "The night train left the harbour a little after nine."
@@ -23,6 +29,22 @@ def pipe():
 @pytest.fixture(scope="session")
 def random_pipe():
     return C3Pipeline(make_model(), make_processor(), name="random")
+
+
+# The exported folder holds the escapes of C3's chat template, or it does not: for one model of each kind.
+@pytest.fixture(scope="session", params=["qwen2", "llama"])
+def plain_path(tmp_path_factory, request):
+    """Folder of a model whose decoder vLLM runs, with random weights."""
+    from benchmarks.vllm_process import make_readable_model
+
+    folder = tmp_path_factory.mktemp(request.param) / "plain"
+    make_readable_model(folder, request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_pipe(plain_path):
+    return C3Pipeline.from_pretrained(plain_path, dtype="float32")
 
 
 @contextlib.contextmanager

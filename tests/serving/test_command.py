@@ -39,6 +39,8 @@ def test_it_says_what_it_serves_and_where(tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (["--engine", "vllm"], "`--engine vllm` and `--engine-url` go together"),
+        (["--port", "65536"], "`--port` must be 0 to 65535, got 65536"),
+        (["--port", "-1"], "`--port` must be 0 to 65535, got -1"),
         (["--store-size", "much"], "`--store-size` must be a size such as 500MB or 10GB, got 'much'"),
     ],
 )

@@ -46,7 +46,9 @@ def prompts(random_pipe):
     for index, texts in enumerate(([], ["a text"], ["another", "and one more"], ["last of them"])):
         content = [{"type": "context", "num_blocks": 1} for _ in texts] + [{"type": "text", "text": "x" * 3 * index}]
         ids = random_pipe.processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"][0]
-        latents = [random_pipe.compress([text], dtype=torch.float32).project(random_pipe.model) for text in texts]
+        latents = [
+            random_pipe.compress([text], latent_dtype=torch.float32).project(random_pipe.model) for text in texts
+        ]
         made.append(Prompt(ids.tolist(), torch.cat(latents) if latents else None))
     return made
 

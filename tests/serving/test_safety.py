@@ -18,10 +18,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the extra test")
 
-from c3_hf import C3Pipeline  # noqa: E402
 from c3_hf.cli import main  # noqa: E402
 from c3_hf.serving.protocol import Limits, read_segments  # noqa: E402
-from factories import make_model, make_processor  # noqa: E402
 
 from .conftest import TEXT, ask, slowed, wait_until  # noqa: E402
 
@@ -155,6 +153,18 @@ def test_the_log_has_request_ids_and_no_text(start, random_pipe, http, caplog):
     assert "secret" not in log
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_client_that_leaves_a_stream_is_no_failure(start, random_pipe, http, caplog, path):
+    live = start(random_pipe)
+    body = {"messages": ask("a")} if "chat" in path else {"prompt": "a"}
+    with caplog.at_level(logging.INFO), slowed(random_pipe.model.model.language_model):
+        body |= {"max_tokens": 300, "stream": True}
+        with http(live).stream("POST", path, json=body) as answer:
+            next(answer.iter_lines())
+        wait_until(lambda: own_lines(caplog) and live.engine.places.used == 0)
+    assert re.search(rf"{path} 200 [\d.]+ s$", own_lines(caplog)[-1])
+
+
 def test_metrics_count_tokens_and_routes(start, random_pipe, http):
     live = start(random_pipe)
     http(live).post("/v1/completions", json={"prompt": "abc", "max_tokens": 2})
@@ -162,12 +172,6 @@ def test_metrics_count_tokens_and_routes(start, random_pipe, http):
     assert 'c3_requests_total{route="/v1/completions",status="200"} 1.0' in counted
     assert "c3_prompt_tokens_total 3.0" in counted
     assert "c3_reply_tokens_total 2.0" in counted
-
-
-def test_a_model_whose_latents_have_a_stride_is_refused(start):
-    strided = C3Pipeline(make_model(latent_stride=4), make_processor())
-    with pytest.raises(ValueError, match="`pipe`: the latents of this model have a stride; such a model cannot be"):
-        start(strided)
 
 
 @pytest.mark.parametrize("name", ["max_body", "max_waiting", "seconds"])

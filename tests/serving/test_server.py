@@ -191,7 +191,7 @@ def test_models_and_health(live, client, http):
         ({"messages": ask({"type": "context", "text": TEXT, "segments": [1]})}, Bad, "0 to 0, got"),
         ({"messages": [{"role": "assistant", "content": "x"}], "extra_body": {"documents": [{"text": "a"}]}},
          Bad, "`documents` stand in the first user message, and there is none"),
-        ({"max_tokens": 100_000}, Bad, r"the reply may have 100,000, the model has [\d,]+ positions"),
+        ({"max_tokens": 100_000}, Bad, r"the reply may take 100,000, the model has [\d,]+\. Shorten"),
         ({"messages": ask("a " * 3000)}, Bad, "Shorten one of them"),
         ({"messages": ask({"type": "context", "text": "word " * 40_000})}, Bad, "Choose some of them"),
         ({"n": 9}, Bad, r"a request may ask for 8 replies \(`n` times prompts\)"),

@@ -122,7 +122,7 @@ def test_the_same_text_and_options_are_the_same_id(random_pipe, empty):
     assert one == context_id_of(b"text", random_pipe.compress(b""), True)
     others = [
         context_id_of(b"texts", empty, True),
-        context_id_of(b"text", random_pipe.compress(b"", dtype=torch.int8), True),
+        context_id_of(b"text", random_pipe.compress(b"", latent_dtype=torch.int8), True),
         context_id_of(b"text", empty, False),
         context_id_of(b"text", random_pipe.compress(b"", segment_length=16), True),
     ]

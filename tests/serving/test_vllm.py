@@ -7,7 +7,6 @@ import base64
 import copy
 import io
 import json
-import re
 
 import pytest
 import torch
@@ -59,19 +58,22 @@ class FakeVllm:
         self.bodies.append(copy.deepcopy(body))
         if self.fail is not None:
             return JSONResponse({"error": {"message": "told to"}}, self.fail)
+        if body["n"] > 1 and body["temperature"] == 0:
+            return JSONResponse({"error": {"message": "n must be 1 when using greedy sampling"}}, 400)
         embeds = []
         for message in body["messages"]:
             for part in message["content"]:
                 if part["type"] == "prompt_embeds":
                     file = io.BytesIO(base64.b64decode(part["data"]))
                     embeds.append(torch.load(file, weights_only=True))
-                    part.update(type="text", text=f"\0{len(embeds) - 1}\0")
+                    # As vLLM has it: the template is given a text, and what it renders is split there.
+                    part.update(type="text", text="<prompt_embeds>")
         options = {name: body[name] for name in ("add_generation_prompt", "continue_final_message") if name in body}
         markup = self.tokenizer.apply_chat_template(
             body["messages"], tokenize=False, **{"add_generation_prompt": True, **options}
         )
-        pieces = re.split("\0(\\d+)\0", markup)
-        rows = [embeds[int(piece)] if odd % 2 else self.embed(self.read(piece)) for odd, piece in enumerate(pieces)]
+        first, *others = [self.embed(self.read(text)) for text in markup.split("<prompt_embeds>")]
+        rows = [first, *(row for pair in zip(embeds, others, strict=True) for row in pair)]
         return self.stream(torch.cat(rows)[None], body, lambda text: {"delta": {"content": text}})
 
     async def complete(self, request: Request):
@@ -105,7 +107,9 @@ class FakeVllm:
                     yield self.event(choices=[{"index": index, **said(word), "finish_reason": None}])
                 end = "stop" if stopped else "length"
                 yield self.event(choices=[{"index": index, **said(""), "finish_reason": end}])
-            yield self.event(choices=[], usage={"completion_tokens": len(words) * body["n"]})
+            yield self.event(
+                choices=[], usage={"prompt_tokens": embeds.shape[1], "completion_tokens": len(words) * body["n"]}
+            )
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -116,9 +120,9 @@ class FakeVllm:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, plain_path):
     folder = tmp_path_factory.mktemp("exported") / "decoder"
-    export(c3_hf.tiny_model_path(), folder, "decoder")
+    export(plain_path, folder, "decoder")
     return folder
 
 
@@ -139,18 +143,18 @@ def second(exported):
 
 
 @pytest.fixture
-def through(start, pipe):
+def through(start, plain_pipe):
     """A server whose replies come from these URLs."""
 
     def call(*urls, **limits):
-        return start(pipe, engine=lambda thread, limits: VllmEngine(pipe, thread, urls, limits), **limits)
+        return start(plain_pipe, engine=lambda thread, limits: VllmEngine(plain_pipe, thread, urls, limits), **limits)
 
     return call
 
 
 @pytest.fixture
 def create(client):
-    return lambda live, **options: client(live).chat.completions.create(model="c3-tiny", **options)
+    return lambda live, **options: client(live).chat.completions.create(model="plain", **options)
 
 
 @pytest.mark.parametrize(
@@ -166,21 +170,23 @@ def create(client):
         ],
     ],
 )
-def test_it_gives_the_very_text_of_the_model_itself(through, start, pipe, fake, create, messages, tmp_path):
+def test_it_gives_the_very_text_of_the_model_itself(through, start, plain_pipe, fake, create, messages):
     away = create(through(fake.url), messages=messages, max_tokens=24)
-    here = create(start(pipe), messages=messages, max_tokens=24)
+    here = create(start(plain_pipe), messages=messages, max_tokens=24)
     assert away.choices == here.choices
     assert away.usage.model_dump() == here.usage.model_dump()
 
 
 def test_streams_several_replies_and_completions(through, fake, client, create):
     live = through(fake.url)
-    stream = create(live, messages=ask({"type": "context", "text": TEXT}, REPEAT), n=2, stream=True)
+    messages = ask({"type": "context", "text": TEXT}, REPEAT)
+    whole = create(live, messages=messages, max_tokens=12).choices[0].message.content
+    stream = create(live, messages=messages, max_tokens=12, n=2, stream=True)
     texts = {0: "", 1: ""}
     for chunk in stream:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
-    assert texts == {0: TEXT, 1: TEXT}
-    client(live).completions.create(model="c3-tiny", prompt="<|im_end|> a", max_tokens=2, seed=3, stop=["zz"])
+    assert texts == {0: whole, 1: whole}
+    client(live).completions.create(model="plain", prompt="<|im_end|> a", max_tokens=2, seed=3, stop=["zz"])
     body = fake.bodies[-1]
     assert body["prompt"] == live.pipe.processor.reader.read_plain(["<|im_end|> a"])[0][0]
     assert (body["seed"], body["stop"], body["model"]) == (3, ["zz"], "decoder")
@@ -191,7 +197,7 @@ def test_only_latents_travel_and_each_context_has_a_salt_of_its_own(through, fak
     for text in (TEXT, "Seven grey horses."):
         create(live, messages=ask({"type": "context", "text": text}, REPEAT), max_tokens=1)
     one, other = fake.bodies[-2:]
-    assert [part["type"] for part in one["messages"][0]["content"]] == ["text", "prompt_embeds", "text"]
+    assert [part["type"] for part in one["messages"][0]["content"]] == ["prompt_embeds", "text"]
     assert TEXT not in json.dumps(one)
     assert one["cache_salt"] != other["cache_salt"]
 
@@ -240,22 +246,26 @@ async def started(pipe, transport, urls=("http://engine",)):
         thread.close()
 
 
-def test_an_engine_that_cannot_tell_contexts_apart_is_refused(pipe, exported):
+def test_an_engine_that_cannot_tell_contexts_apart_is_refused(plain_pipe, exported):
     def transport(fake):
         return httpx.ASGITransport(fake.app)
 
-    asyncio.run(started(pipe, transport(FakeVllm(exported))))
+    asyncio.run(started(plain_pipe, transport(FakeVllm(exported))))
     with pytest.raises(
         ValueError, match=r"gives the same reply to two different contexts.*--no-enable-prefix-caching"
     ):
-        asyncio.run(started(pipe, transport(FakeVllm(exported, deaf=True))))
+        asyncio.run(started(plain_pipe, transport(FakeVllm(exported, deaf=True))))
+    other = FakeVllm(exported)
+    other.tokenizer.chat_template = "{{ messages[0].content | map(attribute='text') | join }}"
+    with pytest.raises(ValueError, match=r"reads \d+ tokens in a prompt that has \d+ here, so its chat template"):
+        asyncio.run(started(plain_pipe, transport(other)))
     broken = FakeVllm(exported)
     broken.fail = 400
     with pytest.raises(ValueError, match=r"does not answer as vLLM with prompt embeddings does \(the engine refuses"):
-        asyncio.run(started(pipe, transport(broken)))
+        asyncio.run(started(plain_pipe, transport(broken)))
     nobody = httpx.MockTransport(lambda request: httpx.Response(404))
     with pytest.raises(ValueError, match="the engine does not list its models"):
-        asyncio.run(started(pipe, nobody))
+        asyncio.run(started(plain_pipe, nobody))
 
 
 def test_what_the_engine_cannot_be_made_of(pipe):

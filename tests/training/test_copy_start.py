@@ -45,7 +45,9 @@ def start(tokens_per_latent=4, encoder=None, decoder=None, num_latents=16, find=
     return model.eval(), processor, prompt
 
 
-@pytest.mark.parametrize("tokens_per_latent", [1, 3, 8])
+@pytest.mark.parametrize(
+    "tokens_per_latent", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_an_untrained_model_copies_random_tokens_of_any_length_and_stops(tokens_per_latent):
     model, processor, prompt = start(
         tokens_per_latent, encoder=gpt2(2, n_head=9, n_embd=288), decoder=gpt2(3, n_head=9, n_embd=288)
@@ -94,14 +96,14 @@ def test_a_reply_begun_with_words_of_the_text_goes_on_from_them(finder):
 
 def test_words_that_come_twice_are_told_apart_by_the_two_before_them(finder):
     model, processor, _ = finder
-    context = torch.stack([torch.randperm(256) for _ in range(16)])
+    context = torch.stack([torch.randperm(256) for _ in range(8)])
     context[:, 137] = context[:, 52]
     with torch.no_grad():
         latents = model.get_context_features(context)
     for request, finds in ((FIND, True), ("Explain it ", False)):
         for place in (52, 137):
             ids = torch.cat(
-                [torch.tensor([prompt_ids(processor, request)] * 16), context[:, place - 2 : place + 1]], dim=1
+                [torch.tensor([prompt_ids(processor, request)] * 8), context[:, place - 2 : place + 1]], dim=1
             )
             with torch.no_grad():
                 found = model(ids, context_latents=latents, logits_to_keep=1).logits[:, -1].argmax(-1)

@@ -8,10 +8,10 @@ import torch
 
 import factories
 from c3_hf.data.collator import C3DataCollator
+from c3_hf.data.records import parse_files
 from c3_hf.training.measures import (
     HeldOutFile,
     free_running_precision,
-    parse_held_out_files,
     read_held_out,
     token_accuracy,
 )
@@ -46,12 +46,11 @@ def test_texts_are_cut_to_the_ratio(file, processor):
 
 
 def test_names_of_results(file):
-    whole, part = parse_held_out_files(
-        ["texts.jsonl.gz", {"path": "texts.jsonl.gz", "kind": "long"}], str(file.parent)
-    )
+    entries = ["texts.jsonl.gz", {"path": "texts.jsonl.gz", "kind": "long"}]
+    whole, part = (HeldOutFile(*found) for found in parse_files("eval_files", entries, str(file.parent), "kind"))
     assert (whole.name, part.name) == ("texts", "long")
     with pytest.raises(ValueError, match=r"`eval_files` entries are existing files or \{path, kind\}"):
-        parse_held_out_files([{"path": "texts.jsonl.gz", "sort": "long"}], str(file.parent))
+        list(parse_files("eval_files", [{"path": "texts.jsonl.gz", "sort": "long"}], str(file.parent), "kind"))
 
 
 def test_token_accuracy_counts_the_likeliest_tokens(model, processor):

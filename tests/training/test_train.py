@@ -9,10 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import c3_hf
-from c3_hf import C3ForConditionalGeneration, C3Processor
+from c3_hf import C3ForConditionalGeneration
 from c3_hf.training.arguments import PARTS, parse_recipe
 from c3_hf.training.model import compile_layers, prepare_model
-from c3_hf.training.package import PACKAGE_FILES, package_checkpoint
 from c3_hf.training.train import main, train
 from c3_hf.training.trainer import STAGING_FOLDER, complete_checkpoints, publish_checkpoint
 
@@ -165,7 +164,9 @@ def test_distillation_pulls_towards_the_decoder_reading_the_text(run, recipe, tm
 
 
 # Either name is taken with every transformers, and no warning is left over.
-@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+@pytest.mark.parametrize(
+    "name", ["activation_checkpointing", pytest.param("gradient_checkpointing", marks=pytest.mark.slow)]
+)
 def test_checkpointing_of_activations_changes_nothing(run, tmp_path, name):
     plain = run(output_dir=str(tmp_path / "plain"))
     checkpointed = run(output_dir=str(tmp_path / "checkpointed"), **{name: True})
@@ -209,21 +210,6 @@ def test_compiling_covers_the_layers_of_both_halves(write_recipe, recipe):
     compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
     assert len(compiled) == 4
     assert set(model.state_dict()) == names
-
-
-def test_packaging(run, tmp_path):
-    trainer = run(max_steps=1)
-    folder = tmp_path / "package"
-    package_checkpoint(trainer.args.output_dir, folder)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(PACKAGE_FILES)
-    model = C3ForConditionalGeneration.from_pretrained(folder, dtype="auto")
-    assert model.dtype == torch.bfloat16
-    assert C3Processor.from_pretrained(folder).num_latents == 4
-    assert model.generation_config.eos_token_id == [258, 256]
-    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
-        assert "auto_map" not in json.loads((folder / name).read_text())
-    model.save_pretrained(tmp_path / "hub")
-    assert (tmp_path / "hub" / "modeling_c3.py").is_file()
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path):

@@ -15,7 +15,7 @@ from .parsing import CommandParser
 # In the order in which --help lists them.
 COMMANDS = (demo, compress, restore, inspect, ask, convert, export, new, train, evaluate, report, serve)
 # The extra of setup.cfg that a command needs.
-EXTRAS = {"train": "train", "evaluate": "eval", "report": "eval", "serve": "serve"}
+EXTRAS = {"demo": "demo", "train": "train", "evaluate": "eval", "report": "eval", "serve": "serve"}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,12 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .files import STREAM, SUFFIX, check_context, context_path
+from .files import STREAM, SUFFIX, check_context, check_stdin, context_path
 from .loading import add_model_arguments, check_numbers, load_model
 from .messages import check_text
 from .parsing import as_typed
+from .remote import CONTEXT_ID, Remote, add_server_argument
+
+
+if TYPE_CHECKING:
+    from c3_hf.latents.ask import Answer
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -44,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--max-new-tokens", type=int, default=512, help="most tokens of the answer (default: %(default)s)"
     )
     add_model_arguments(parser)
+    add_server_argument(parser, "ask contexts of, named by their ids or sent as files,", "text")
     parser.set_defaults(run=run)
 
 
@@ -54,15 +60,23 @@ def run(args: argparse.Namespace) -> int:
     check_text("QUESTION", question)
     check_text("--start", args.start)
     segments = None if args.segments is None else parse_segments(args.segments)
+    check_stdin(files)
     for name in files:
-        check_context(name)
+        if args.server is None or not CONTEXT_ID.fullmatch(name):
+            check_context(name)
+    if args.server is not None:
+        with Remote(args) as server:
+            return _ask_server(server, args, files, question, segments)
 
     from c3_hf.latents import CompressedContext
+    from c3_hf.latents.ask import choose_prompt
 
     pipe = load_model(args)
     with contextlib.ExitStack() as stack:
         contexts = [CompressedContext.load(stack.enter_context(context_path(name))) for name in files]
         printer = _printer(pipe.processor.tokenizer, args.start)
+        # What is found is printed as far as it stands in the text, which is known at its end.
+        finds = choose_prompt(pipe.processor.prompts, question, args.start) == "find"
         answer = pipe.ask(
             contexts,
             question,
@@ -72,23 +86,68 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             progress=True,
-            streamer=printer,
+            streamer=None if finds else printer,
         )
     if not printer.printed:
         print(answer)
+    _tell(args, answer, sum(map(len, contexts)))
+    return 0
+
+
+def _tell(args: argparse.Namespace, answer: Answer, count: int) -> None:
+    """Say which of so many segments were used, and what of the reply was left out."""
     if answer.reason:
-        listed, last = ", ".join(map(str, answer.segments)), sum(map(len, contexts)) - 1
-        reason = as_typed(answer.reason, args.typed)
-        print(f"used: segment {listed} of 0 to {last} ({reason}; --segments chooses others)", file=sys.stderr)
+        listed, reason = ", ".join(map(str, answer.segments)), as_typed(answer.reason, args.typed)
+        print(f"used: segment {listed} of 0 to {count - 1} ({reason}; --segments chooses others)", file=sys.stderr)
     if answer.cut:
         print(f"cut where the reply leaves the text: {answer.cut[:40]!r}", file=sys.stderr)
+
+
+def _ask_server(
+    server: Remote, args: argparse.Namespace, names: list[str], question: str, segments: list[int] | None
+) -> int:
+    """As `C3Pipeline.ask`, with contexts and a model that are elsewhere."""
+    from c3_hf.latents.ask import Answer, choose_prompt, find_place, part_in_text
+
+    prompts = server.prompts()
+    prompt = choose_prompt(prompts, question, args.start)
+    ids = [name if CONTEXT_ID.fullmatch(name) else _send(server, name) for name in names]
+    places = [(name, index) for name in ids for index in range(server.describe(name)["segments"])]
+    chosen = list(range(len(places))) if segments is None else segments
+    if not chosen or chosen[-1] >= len(places):
+        raise ValueError(f"`segments` must name some of 0 to {len(places) - 1}, got {chosen}.")
+    text, reason = "", None
+    if prompt == "find":
+        texts = [server.text(*places[index]) for index in chosen]
+        place = find_place(args.start, texts)
+        chosen, text, reason = [chosen[place]], texts[place], "it holds the words of `start`"
+    parts: list[dict[str, Any]] = [{"type": "context", "id": places[i][0], "segments": [places[i][1]]} for i in chosen]
+    parts.append({"type": "text", "text": prompts[prompt] + question})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+    messages += [{"role": "assistant", "content": args.start}] * bool(args.start)
+    pieces = server.chat(messages, args.max_new_tokens)
+    if prompt == "find":
+        reply = "".join(pieces)
+        right = part_in_text(reply, text, args.start)
+        print(args.start + right)
+        _tell(args, Answer(right, tuple(chosen), reason, reply[len(right) :]), len(places))
+        return 0
+    print(args.start, end="")
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
     return 0
+
+
+def _send(server: Remote, name: str) -> str:
+    with context_path(name) as path, open(path, "rb") as file:
+        return server.add(f"context{SUFFIX}", file)["id"]
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], str]:
     """The files and the question, which is the last word unless that is the name of a file; else it is empty."""
     last = words[-1]
-    if last == STREAM or last.endswith(SUFFIX) or os.path.exists(last):
+    if last == STREAM or last.endswith(SUFFIX) or os.path.exists(last) or CONTEXT_ID.fullmatch(last):
         return list(words), ""
     if len(words) == 1:
         raise ValueError(f"`FILE{SUFFIX}`: there is no file {last}. Give a compressed context in front of a question.")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import io
 import os
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ..files import file_sha256, is_stream
 from .files import (
     STREAM,
     SUFFIX,
     Job,
+    add_output_arguments,
     check_jobs,
     is_context,
     is_folder_name,
@@ -26,10 +29,11 @@ from .files import (
 from .loading import add_model_arguments, load_model
 from .messages import Failures, stdin_bytes
 from .parsing import CommandParser, as_typed
+from .remote import Remote, add_server_argument
 
 
-# Options of compressing that the command calls otherwise: `--dtype` is the model's, in every command.
-_FLAGS = {"dtype": "--latent-dtype", "exact_check": "--check"}
+# Options of compressing that the command calls otherwise.
+_FLAGS = {"exact_check": "--check"}
 _TYPES = {"int": int, "float": float}
 
 
@@ -45,17 +49,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "inputs", nargs="+", metavar="FILE", help="text files, directories (all files below), or - for stdin"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        help="the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or "
-        "to put FILE.c3 into (default: FILE.c3 beside each)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing output that is no compressed context"
+    add_output_arguments(
+        parser,
+        "the file to write (- for stdout), or a directory (with / at its end, or for several inputs) to make or to "
+        "put FILE.c3 into (default: FILE.c3 beside each)",
+        "replace an existing output that is no compressed context",
     )
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     add_model_arguments(parser)
+    add_server_argument(parser, "compress on, and print the ids in", "output", "append", "force")
     parser.late = add_options
     parser.set_defaults(run=run)
 
@@ -94,7 +96,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
     names = {field.name: _flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(CompressionOptions)}
     given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
-    return {name: getattr(torch, value) if name == "dtype" else value for name, value in given.items()}
+    return {name: getattr(torch, value) if name == "latent_dtype" else value for name, value in given.items()}
 
 
 def _flag(name: str) -> str:
@@ -104,6 +106,8 @@ def _flag(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Compress every input; 1 if one of them could not be done."""
     failures = Failures(args)
+    if args.server is not None:
+        return _compress_on_server(args, failures)
     jobs = plan_jobs(args.inputs, args.output, args.append, args.force, failures)
     total = len(jobs) + failures.count
     if jobs:
@@ -115,6 +119,28 @@ def run(args: argparse.Namespace) -> int:
             else:
                 _compress(job, pipe, options, args.append)
     return failures.status(total)
+
+
+def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
+    """Send every input and print the id of its context; 1 if one of them could not be done."""
+    options = {name: value for name, value in options_of(args).items() if name not in args.local}
+    if "latent_dtype" in options:
+        # The server's form has latents only.
+        options["dtype"] = str(options.pop("latent_dtype")).removeprefix("torch.")
+    sources = [source for source, _, _ in read_inputs(args.inputs, lambda name: True, failures)]
+    total = len(sources) + failures.count
+    with Remote(args) as server:
+        for source in sources:
+            with failures.noted(source), _opened(source) as file:
+                told = server.add(os.path.basename(source), file, options)
+                print(f"{told['id']}  {source}", flush=True)
+                print(f"{source}: {told['tokens']:,} tokens in {told['latents']:,} latents", file=sys.stderr)
+    return failures.status(total)
+
+
+def _opened(source: str) -> BinaryIO:
+    # A pipe is read first: it has no length to announce.
+    return io.BytesIO(stdin_bytes().read()) if source == STREAM else open(source, "rb")
 
 
 def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, failures: Failures) -> list[Job]:
@@ -149,8 +175,6 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
 
 
 def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> None:
-    from c3_hf.files import is_stream
-
     with tempfile.TemporaryDirectory() as folder:
         through = job.target == STREAM or is_stream(job.target)
         path = Path(folder) / f"stdout{SUFFIX}" if through else Path(job.target)
@@ -165,7 +189,6 @@ def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> Non
 
 def _is_current(job: Job, pipe: Any, options: dict[str, Any]) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
-    from c3_hf.files import file_sha256
     from c3_hf.latents import CompressedContext
 
     if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):

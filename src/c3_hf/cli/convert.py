@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .files import check_new_folder
-from .loading import add_dtype_argument
+from ..files import check_new_folder
+from .loading import add_dtype_argument, add_hub_arguments, hub_arguments
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -13,10 +13,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("convert", help="make a transformers model of the released checkpoint")
     parser.add_argument("source", help="folder or Hub id of a checkpoint in the released layout")
     parser.add_argument("output", help="folder to make; it appears complete or not at all")
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--token", help="access token for the Hub")
-    parser.add_argument("--cache-dir", help="where downloads are kept")
-    parser.add_argument("--local-files-only", action="store_true", help="take files from the cache, never ask the Hub")
+    add_hub_arguments(parser)
     add_dtype_argument(parser, None, ": cast them (default: keep the stored types)")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: %(default)s)")
     parser.add_argument("--base-model", action="append", default=[], help="Hub id for the model card; may be repeated")
@@ -35,14 +32,11 @@ def run(args: argparse.Namespace) -> int:
     record = convert(
         args.source,
         output,
-        revision=args.revision,
-        token=args.token,
-        cache_dir=args.cache_dir,
-        local_files_only=args.local_files_only,
         dtype=getattr(torch, args.dtype) if args.dtype else None,
         max_shard_size=args.max_shard_size,
         base_models=args.base_model,
         verify=args.verify,
+        **hub_arguments(args),
     )
     print(f"{args.output}: {len(record['tensors'])} tensors, {len(record['dropped'])} left out")
     for drop in record["dropped"]:

@@ -1,4 +1,4 @@
-"""`c3-hf demo`: compress a text into latents, restore it, and show what came back."""
+"""`c3-hf demo`: compress a text into latents, restore it, and show what came back; in a terminal or as a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .loading import add_model_arguments, check_numbers, load_model
-from .messages import stdin_bytes
+from .messages import say, stdin_bytes
 
 
 if TYPE_CHECKING:
@@ -28,18 +28,30 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "demo",
         help="compress and restore a text, and show what came back",
         description="Compress a text into latents, restore it from them alone, and show what came back: that it is "
-        "the same text, or both, with the differences marked. A large --ratio shows how a model forgets.",
+        "the same text, or both, with the differences marked. A large --ratio shows how a model forgets. With --web "
+        "as a page in the browser, on which much more can be tried (docs/demo.md).",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", help="UTF-8 text, or - for stdin (default: a sample)")
     parser.add_argument(
         "--ratio", type=float, help="tokens a latent at most, such as 40 (default: what the model was made for)"
     )
     add_model_arguments(parser)
+    web = parser.add_argument_group("the page", "what counts with --web only")
+    web.add_argument(
+        "--web", nargs="?", const="", metavar="MODEL", help="serve the page, with this model in place of --model"
+    )
+    web.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    web.add_argument("--port", type=int, help="port to listen on (default: the first that is free from 7860)")
+    web.add_argument(
+        "--time-limit", type=float, default=60, metavar="SECONDS", help="for each click (default: %(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Restore the text and print what came back and the numbers; 0 whatever came back."""
+    if args.web is not None:
+        return _serve(args)
     check_numbers(args, "batch_size")
     text = _read(args.file)
     if not text.strip():
@@ -55,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         # The bundled model is so small that a second thread costs more than it brings, on a busy machine far more.
         torch.set_num_threads(1)
     pipe = load_model(args)
-    print(describe(pipe, bundled=args.model is None))
+    print(pipe.describe())
     length = None if args.ratio is None else _segment_length(pipe, args.ratio)
     started = time.perf_counter()
     # As bytes, because a text may be the name of a file.
@@ -82,14 +94,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(pipe: C3Pipeline, bundled: bool) -> str:
-    """What kind of model it is, in one line."""
-    config, size = pipe.model.config, sum(weights.numel() for weights in pipe.model.parameters())
-    told = ". It shows that the code works: it copies text of any kind and knows no language" if bundled else ""
-    return (
-        f"{pipe.name}: {size:,} parameters, {config.num_latents} latents for up to "
-        f"{config.longest_segment} tokens, prompts {', '.join(pipe.processor.prompts)}{told}"
-    )
+def _serve(args: argparse.Namespace) -> int:
+    """Show the page until interrupted."""
+    if args.web and args.model:
+        raise ValueError("`--web` and `--model` both name a model; give one of them.")
+    if not 0 < args.time_limit < float("inf"):
+        raise ValueError(f"`--time-limit` must be a positive number of seconds, got {args.time_limit}.")
+    text = None if args.file is None else _read(args.file)
+
+    from c3_hf.web.app import launch
+    from c3_hf.web.study import Limits
+
+    args.model = args.web or args.model
+    pipe = load_model(args)
+    say(args, pipe.describe())
+    limits = Limits(seconds=args.time_limit)
+    launch(pipe, text, limits, server_name=args.host, server_port=args.port)
+    return 0
 
 
 def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
@@ -97,10 +118,10 @@ def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
     from c3_hf.latents.segments import MIN_SEGMENT_LENGTH
 
     num_latents = pipe.model.config.num_latents
-    length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.longest_segment)
+    length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.segment_room)
     if length != int(ratio * num_latents):
         print(
-            f"--ratio {ratio:g}: a segment has {MIN_SEGMENT_LENGTH} to {pipe.longest_segment:,} tokens, so that "
+            f"--ratio {ratio:g}: a segment has {MIN_SEGMENT_LENGTH} to {pipe.segment_room:,} tokens, so that "
             f"this is {length / num_latents:.1f} tokens a latent"
         )
     return length

@@ -71,12 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from c3_hf import tiny_model_path
     from c3_hf.evaluation import catalogue
     from c3_hf.evaluation.run import RunSettings, run
-    from c3_hf.pipeline import check_checkpoint, check_device
 
-    if arguments.device != "auto":
-        check_device(arguments.device)
-    if arguments.model is not None:
-        check_checkpoint(arguments.model)
     own = ("own_texts", "own_questions")
     if arguments.data_file:
         if arguments.tasks:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .files import check_new_folder
+from ..files import check_new_folder
+from .loading import add_hub_arguments, hub_arguments
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -18,8 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=("original", "decoder", "encoder"),
         help="the released layout, or one half as a stock causal language model",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--token", help="access token for the Hub")
+    add_hub_arguments(parser)
     parser.add_argument("--max-shard-size", default="5GB", help="largest weight file (default: %(default)s)")
     parser.set_defaults(run=run)
 
@@ -30,14 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     from c3_hf.conversion.export import export
 
-    files = export(
-        args.model,
-        output,
-        args.layout,
-        revision=args.revision,
-        token=args.token,
-        max_shard_size=args.max_shard_size,
-    )
+    files = export(args.model, output, args.layout, max_shard_size=args.max_shard_size, **hub_arguments(args))
     print(f"{args.output} ({args.layout}): {', '.join(files)}")
     if args.layout == "original":
         print(

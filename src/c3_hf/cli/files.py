@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ..files import atomic_file, check_folder, check_name, is_stream, place_of
 from .messages import Failures, stdin_bytes, stdout_bytes
 
 
@@ -20,6 +23,12 @@ STREAM = "-"
 SUFFIX = ".c3"
 # What a run leaves beside its output when it is killed, and what it holds there while it runs.
 _LEFTOVER = re.compile(r"\..*\.\d+\.tmp|.*\.c3\.(journal|lock)", re.DOTALL)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, output: str, force: str) -> None:
+    """Add `-o/--output` and `--force`, with what the help says of them."""
+    parser.add_argument("-o", "--output", help=output)
+    parser.add_argument("--force", action="store_true", help=force)
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,15 @@ def read_inputs(
         failures: Gets what cannot be read: missing files, unreadable folders, links that lead nowhere or to folders,
             devices and pipes below a folder.
 
+    Raises:
+        ValueError: If standard input is named more than once.
+
     Yields:
         The path, its place below the folder that was named (its own name where a file was), and whether it was found
         below a folder.
     """
+    names = list(names)
+    check_stdin(names)
     for name in names:
         if name == STREAM:
             yield name, Path("stdin"), False
@@ -62,6 +76,12 @@ def read_inputs(
                 failures.add(name, error)
                 continue
             yield name, Path(Path(name).name), False
+
+
+def check_stdin(names: list[str]) -> None:
+    """Raise ValueError if standard input is named more than once: it can be read once."""
+    if names.count(STREAM) > 1:
+        raise ValueError(f"`FILE`: - is named {names.count(STREAM)} times, and standard input can be read once.")
 
 
 def _walk(folder: str, wanted: Callable[[str], bool], failures: Failures) -> Iterator[str]:
@@ -113,20 +133,28 @@ def check_jobs(
         reads: Further files that are read.
 
     Raises:
-        ValueError: If two sources have one target, a target is a source, is there already, has a name that is too
-            long, or lies where no file can be made.
+        ValueError: If two sources have one target, a target is a source, is there already, has no name or one that is
+            too long, or lies where no file can be made.
+        OSError: If a target is a link that leads to itself.
     """
-    from c3_hf.files import check_name, is_stream
-
     named = [*reads, *(job.source for job in jobs)]
     sources = {identity: name for name in named if (identity := _identity(name)) is not None}
     checked: list[Job] = []
     taken: dict[str, str] = {}
     for job in jobs:
+        if not job.target:
+            raise ValueError("`--output` is empty. Give a name.")
+        identity = _identity(job.target, standard_output=True)
+        if identity is not None and identity in sources:
+            shown = "standard output" if job.target == STREAM else job.target
+            raise ValueError(
+                f"`--output`: {shown} and the input {sources[identity]} are one file, which would be lost. Give "
+                "another name."
+            )
         if job.target == STREAM or is_stream(job.target):
             checked.append(job)
             continue
-        place = os.path.realpath(job.target)
+        place = str(place_of(job.target))
         if place in taken and os.path.realpath(taken[place]) == os.path.realpath(job.source):
             continue
         if place in taken:
@@ -135,41 +163,24 @@ def check_jobs(
                 "or the folder they lie in."
             )
         taken[place] = job.source
-        identity = _identity(job.target)
-        if identity is not None and identity in sources:
-            raise ValueError(
-                f"`--output`: {job.target} and the input {sources[identity]} are one file, which would be lost. Give "
-                "another name."
-            )
         if os.path.isdir(place):
             raise ValueError(f"`--output`: {job.target} is a folder. Remove it, or give another name.")
         if os.path.exists(place) and not force and not replaceable(place):
             raise ValueError(f"`--output`: {job.target} exists. Give another name, or --force to replace it.")
         check_name(place, beside)
-        _check_folder(os.path.dirname(place), job.target)
+        check_folder(os.path.dirname(place), job.target)
         checked.append(job)
     return checked
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from others, under whatever name; None where there is none yet."""
-    if path == STREAM:
-        return None
+def _identity(path: str, standard_output: bool = False) -> tuple[int, int] | None:
+    """What tells a file from others, under whatever name; None where there is none yet, or it is no regular file."""
     try:
-        found = os.stat(path)
-    except OSError:
+        # Standard streams may be files too, by `<` and `>>`; those of a test have no number.
+        found = os.stat((sys.stdout if standard_output else sys.stdin).fileno() if path == STREAM else path)
+    except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
-
-
-def _check_folder(folder: str, target: str) -> None:
-    """The folder of a target, or the nearest above that is there, takes files."""
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        raise ValueError(f"`--output`: {target} cannot be made, {folder} is no folder. Give another name.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"`--output`: {target} cannot be made, {folder} cannot be written to. Give another name.")
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def check_parent(target: str) -> None:
@@ -179,28 +190,12 @@ def check_parent(target: str) -> None:
         raise ValueError(f"`--output`: {target} cannot be made, there is no folder {parent}. Make it first.")
 
 
-def check_new_folder(name: str) -> str:
-    """Where a command that makes a whole folder shall make it, links followed.
-
-    Raises:
-        ValueError: If something is there that is not an empty folder, or no folder can be made there.
-    """
-    from c3_hf.files import check_name
-
-    place = os.path.realpath(name)
-    if os.path.exists(place) and not (os.path.isdir(place) and not os.listdir(place)):
-        raise ValueError(f"`output` {name} exists and is not an empty folder. Remove it, or give another name.")
-    check_name(place, beside="..12345678.partial")
-    _check_folder(os.path.dirname(place), name)
-    return place
-
-
 def check_run_folder(name: str) -> None:
     """Raise ValueError if `name` is no folder that files can be put into, and none can be made of that name."""
     place = os.path.realpath(name)
     if os.path.exists(place) and not os.path.isdir(place):
         raise ValueError(f"`--output`: {name} is no folder. Give a folder, or a new name.")
-    _check_folder(place, name)
+    check_folder(place, name)
 
 
 def is_context(path: str) -> bool:
@@ -219,8 +214,6 @@ def opened_for_writing(target: str) -> Iterator[IO[bytes]]:
         yield stdout_bytes()
         stdout_bytes().flush()
         return
-    from c3_hf.files import atomic_file
-
     os.makedirs(os.path.dirname(os.path.realpath(target)), exist_ok=True)
     with atomic_file(target) as file:
         yield file
@@ -250,4 +243,8 @@ def context_path(path: str) -> Iterator[Path]:
         with copy.open("wb") as file, contextlib.ExitStack() as stack:
             source = stdin_bytes() if path == STREAM else stack.enter_context(open(path, "rb"))
             shutil.copyfileobj(source, file)
-        yield copy
+        try:
+            yield copy
+        except ValueError as error:
+            # The copy's name says nothing to whoever reads the message.
+            raise ValueError(str(error).replace(str(copy), "standard input" if path == STREAM else path)) from error

@@ -26,6 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--text", metavar="FILE", help="the text it was made from: colour it (measured if need be)")
     parser.add_argument("--html", metavar="FILE", help="with --text, write a page instead of colouring the terminal")
     parser.add_argument("--force", action="store_true", help="with --html, replace an existing file")
+    # What is written is checked as every output is.
+    parser.typed["output"] = "--html"
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -26,6 +26,19 @@ def add_dtype_argument(parser: argparse.ArgumentParser, default: str | None, wor
         choices=("float32", "bfloat16", "float16", *others),
         help="dtype of the model's weights, in which it computes" + (words or " (default: %(default)s)"),
     )
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how a Hub repository is fetched, see [`hub_arguments`]."""
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--token", help="access token for the Hub")
+    parser.add_argument("--cache-dir", help="where downloads are kept")
+    parser.add_argument("--local-files-only", action="store_true", help="take files from the cache, never ask the Hub")
+
+
+def hub_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """What [`add_hub_arguments`] added, by the names that `huggingface_hub` has."""
+    return {name: getattr(args, name) for name in ("revision", "token", "cache_dir", "local_files_only")}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .files import check_new_folder
+from ..files import check_new_folder
 from .loading import add_dtype_argument
 
 

@@ -14,6 +14,7 @@ from .files import (
     STREAM,
     SUFFIX,
     Job,
+    add_output_arguments,
     check_jobs,
     check_parent,
     context_path,
@@ -36,13 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE.c3", help="compressed contexts, directories (all below), or - for stdin"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        help="the file to write, or a directory, made if its name ends with / or a directory is restored; the files "
-        "below it are as they were when that was compressed (default: stdout)",
+    add_output_arguments(
+        parser,
+        "the file to write, or a directory, made if its name ends with / or a directory is restored; the files below "
+        "it are as they were when that was compressed (default: stdout)",
+        "replace existing files",
     )
-    parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
         "--strict", action="store_true", help="give nothing out, and fail, where the text is not exact"
     )
@@ -81,7 +81,9 @@ def plan_jobs(names: list[str], output: str | None, force: bool, failures: Failu
         raise ValueError(f"`--output` must be a directory for the contexts of a directory, {output} is a file.")
     jobs = []
     for source, place, _ in read_inputs(names, lambda name: name.endswith(SUFFIX), failures):
-        target = str(Path(output) / place).removesuffix(SUFFIX) if into_folder else output
+        # A file that is called nothing but the suffix keeps its name.
+        place = place if place.name == SUFFIX else place.with_name(place.name.removesuffix(SUFFIX))
+        target = str(Path(output) / place) if into_folder else output
         jobs.append(Job(source, target))
     if not jobs and not failures.count:
         raise ValueError(f"`FILE{SUFFIX}`: there is no compressed context below {', '.join(names)}.")

@@ -59,6 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
+    _check_port(args.port)
     sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
     if (args.engine == "vllm") != bool(args.engine_url):
         raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
@@ -127,6 +128,11 @@ def _log_requests() -> None:
     log = logging.getLogger("c3_hf.serving")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"`--port` must be 0 to 65535, got {port}.")
 
 
 def _size(name: str, text: str) -> int:

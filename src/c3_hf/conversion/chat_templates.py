@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from c3_hf.conversion.for_vllm import keeps_escapes
 from c3_hf.modeling.prompt_c3 import ESCAPE
 
 
@@ -43,8 +43,8 @@ _GUARD = """
     dict(guarded.message, content=guarded.content) if message.content is defined else guarded.message
 ] -%}
 {%- endfor -%}
-{%- set messages = guarded.messages %}
 """
+_END_OF_GUARD = "{%- set messages = guarded.messages %}\n"
 
 
 def keep_own_template(tokenizer: PreTrainedTokenizerBase, own: str | dict[str, str] | None) -> None:
@@ -60,22 +60,31 @@ def keep_own_template(tokenizer: PreTrainedTokenizerBase, own: str | dict[str, s
     own = own.get(DEFAULT) if isinstance(own, dict) else own
     # The variable is C3's alone.
     if own is not None and "context_block" not in own:
-        guard = _guard(tokenizer)
-        tokenizer.chat_template = {DEFAULT: tokenizer.chat_template, DECODER: guard + own.removeprefix(guard)}
+        tokenizer.chat_template = {DEFAULT: tokenizer.chat_template, DECODER: _guard(tokenizer) + _unguarded(own)}
 
 
 def give_back_own_template(source: Path, folder: Path) -> None:
     """Make the decoder's own chat template, if it was kept, the default of the exported folder; C3's becomes `c3`.
 
+    Where the tokenizer would not take the escapes out again, there are none in it.
+
     Args:
         source: folder of the C3 model.
-        folder: that of the exported decoder, with C3's chat template.
+        folder: that of the exported decoder, with its configuration, its tokenizer and C3's chat template.
     """
-    own = source / NAMED_TEMPLATES / f"{DECODER}.jinja"
-    if own.is_file():
-        (folder / NAMED_TEMPLATES).mkdir()
-        (folder / TEMPLATE_FILE).rename(folder / NAMED_TEMPLATES / f"{C3}.jinja")
-        shutil.copyfile(own, folder / TEMPLATE_FILE)
+    path = source / NAMED_TEMPLATES / f"{DECODER}.jinja"
+    if not path.is_file():
+        return
+    own = path.read_text(encoding="utf-8")
+    if not keeps_escapes(AutoTokenizer.from_pretrained(folder), folder):
+        own = _unguarded(own)
+    (folder / NAMED_TEMPLATES).mkdir()
+    (folder / TEMPLATE_FILE).rename(folder / NAMED_TEMPLATES / f"{C3}.jinja")
+    (folder / TEMPLATE_FILE).write_text(own, encoding="utf-8")
+
+
+def _unguarded(template: str) -> str:
+    return template.partition(_END_OF_GUARD)[2] or template
 
 
 def _guard(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -84,4 +93,4 @@ def _guard(tokenizer: PreTrainedTokenizerBase) -> str:
     guard = _GUARD
     for name, value in values.items():
         guard = guard.replace(name, value)
-    return guard
+    return guard + _END_OF_GUARD

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -42,14 +43,11 @@ def convert(
     source: str | Path,
     output: str | Path,
     *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = weights.DEFAULT_SHARD_SIZE,
     base_models: Sequence[str] = (),
     verify: bool = False,
+    **hub: Any,
 ) -> dict:
     """Convert a checkpoint in the released layout.
 
@@ -60,14 +58,12 @@ def convert(
     Args:
         source: a folder or Hub id with `config.json`, `*.safetensors` and the encoder in `llm1/`.
         output: the folder to make; it appears complete or not at all.
-        revision: branch, tag or commit, if `source` is a Hub id.
-        token: access token, likewise.
-        cache_dir: where downloads are kept.
-        local_files_only: never ask the Hub.
         dtype: floating-point type to cast the weights to; None keeps the stored ones.
         max_shard_size: largest weight file, in bytes or as "5GB".
         base_models: Hub ids for the model card's `base_model`; the source itself if it is a Hub id.
         verify: also reload the output and compare it with the source, tensor by tensor and by a forward pass.
+        hub: how a Hub repository is fetched: `revision`, `token`, `cache_dir`, `local_files_only`, see
+            [`fetch_folder`].
 
     Returns:
         The record that is stored as `conversion.json`: source, revision, hashes, dropped tensors, versions and, if
@@ -78,7 +74,7 @@ def convert(
         ValueError: if anything about the source is not as it must be, `output` is taken, or the verification fails.
     """
     max_shard_size = weights.parse_size(max_shard_size)
-    checkpoint = open_released_checkpoint(source, revision, token, cache_dir, local_files_only)
+    checkpoint = open_released_checkpoint(source, **hub)
     with atomic_folder(output) as folder:
         vocabulary = read_vocabulary(checkpoint)
         config = read_released_config(checkpoint, vocabulary, dtype)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers.utils import logging
 
 from c3_hf.conversion import plan, weights
-from c3_hf.conversion.chat_templates import give_back_own_template
+from c3_hf.conversion.chat_templates import TEMPLATE_FILE, give_back_own_template
 from c3_hf.conversion.configs import stock_config, write_released_configs
+from c3_hf.conversion.for_vllm import HEAD_SIZES, head_size_of, keeps_escapes, with_placeholder
 from c3_hf.conversion.halves import find_body
 from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes
 from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, ranks_of, write_ranks
@@ -20,11 +23,18 @@ from c3_hf.conversion.repository import check_layers, read_config
 from c3_hf.conversion.weights import StoredTensor, list_tensors, raise_problems
 from c3_hf.files import atomic_folder, read_json_object, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
-from c3_hf.modeling.prompt_c3 import END_OF_TEXT, SPECIAL_TOKENS, build_chat_template, escape_characters
+from c3_hf.modeling.prompt_c3 import (
+    END_OF_TEXT,
+    SPECIAL_TOKENS,
+    build_chat_template,
+    escape_characters,
+)
 
+
+logger = logging.get_logger(__name__)
 
 LAYOUTS = ("original", "decoder", "encoder")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
 ENCODER_TOKENIZER_FOLDER = "encoder_tokenizer"
 # What the original's file says; the class is in its tokenization_qwen.py, which is not shipped here.
 ORIGINAL_TOKENIZER_CONFIG = {
@@ -46,9 +56,8 @@ def export(
     output: str | Path,
     layout: str,
     *,
-    revision: str | None = None,
-    token: str | None = None,
     max_shard_size: int | str = weights.DEFAULT_SHARD_SIZE,
+    **hub: Any,
 ) -> list[str]:
     """Write a C3 model, or a half of it, in another layout. Tensors keep their bytes; memory stays small.
 
@@ -58,9 +67,9 @@ def export(
         layout: "original" for the released layout (main folder and `llm1`), "decoder" or "encoder" for one half as a
             stock causal language model. The encoder has no head of its own; its folder has the head tied to the
             embeddings, as the original's encoder has.
-        revision: branch, tag or commit, if `model` is a Hub id.
-        token: access token, likewise.
         max_shard_size: largest weight file, in bytes or as "5GB".
+        hub: how a Hub repository is fetched: `revision`, `token`, `cache_dir`, `local_files_only`, see
+            [`fetch_folder`].
 
     Returns:
         Paths of the weight files, below `output`.
@@ -72,7 +81,7 @@ def export(
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     max_shard_size = weights.parse_size(max_shard_size)
-    source, _ = fetch_folder(model, revision, token)
+    source, _ = fetch_folder(model, **hub)
     config = read_config(source)
     if config.latent_stride is not None and layout != "encoder":
         raise ValueError(
@@ -159,6 +168,11 @@ def _export_half(
     dtype = next(iter(sources.values())).dtype
     write_json(folder / "config.json", stock_config(half_config, type(stock).__name__, dtype))
     if layout == "decoder":
+        if head_size_of(half_config) not in HEAD_SIZES:
+            logger.warning(
+                f"vLLM cannot run this decoder: its attention heads have {head_size_of(half_config)} dimensions, and "
+                f"vLLM's on CPUs {', '.join(map(str, HEAD_SIZES))}. Serve the model itself."
+            )
         if (source / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source).save_pretrained(folder)
         _copy_tokenizer(source, folder)
@@ -177,8 +191,8 @@ def _stock_model(half_config: PretrainedConfig) -> torch.nn.Module:
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy tokenizer files, without what ties them to the processor.
 
-    Its escapes leave the chat template: stock classes rebuild the normalizer that would take them out again
-    (Qwen2Tokenizer of transformers 5), and U+FDD0 would reach the model.
+    The escapes stay in the chat template where the tokenizer that is read back takes them out again. A class that
+    rebuilds its normalizer does not, and U+FDD0 would reach the model.
     """
     for name in TOKENIZER_FILES:
         if not (source / name).is_file():
@@ -187,10 +201,15 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
             fields = read_json_object(source / name)
             kept = {key: value for key, value in fields.items() if key not in ("auto_map", "processor_class")}
             (folder / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        elif name == "chat_template.jinja":
-            template = (source / name).read_text(encoding="utf-8")
-            if template == build_chat_template(escape_characters(AutoTokenizer.from_pretrained(source))):
-                template = build_chat_template([])
-            (folder / name).write_text(template, encoding="utf-8")
-        else:
+        elif name != TEMPLATE_FILE:
             shutil.copyfile(source / name, folder / name)
+    if (source / TEMPLATE_FILE).is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        template = (source / TEMPLATE_FILE).read_text(encoding="utf-8")
+        if template == build_chat_template(escape_characters(tokenizer)) and not keeps_escapes(tokenizer, folder):
+            template = build_chat_template([])
+            logger.warning(
+                f"the exported tokenizer is a {type(tokenizer).__name__}, which cannot keep special strings of "
+                "users apart from special tokens: text such as '<|im_end|>' ends the turn in its chat template."
+            )
+        (folder / TEMPLATE_FILE).write_text(with_placeholder(template), encoding="utf-8")

@@ -101,12 +101,11 @@ def recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def build_tokenizer(ranks: dict[bytes, int], special_tokens: tuple[str, ...] = SPECIAL_TOKENS) -> Tokenizer:
+def build_tokenizer(ranks: dict[bytes, int]) -> Tokenizer:
     """Build the fast tokenizer.
 
     Args:
-        ranks: token bytes to id, ids 0 to `len(ranks) - 1`.
-        special_tokens: strings that take the ids from `len(ranks)` on, in this order.
+        ranks: token bytes to id, ids 0 to `len(ranks) - 1`; the special strings take those behind, in their order.
 
     Returns:
         A byte-level BPE with NFC and Qwen's split pattern.
@@ -123,7 +122,7 @@ def build_tokenizer(ranks: dict[bytes, int], special_tokens: tuple[str, ...] = S
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special_tokens])
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
     return tokenizer
 
 

@@ -122,13 +122,7 @@ def fetch_folder(
     return folder, folder.name
 
 
-def open_released_checkpoint(
-    name: str | Path,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> ReleasedCheckpoint:
+def open_released_checkpoint(name: str | Path, **hub: Any) -> ReleasedCheckpoint:
     """Open a checkpoint in the released layout; the arguments are those of [`fetch_folder`].
 
     Raises:
@@ -136,7 +130,7 @@ def open_released_checkpoint(
         ValueError: if it is not in the released layout, an entry of a configuration is absent or cannot be, or a
             weight file is damaged.
     """
-    folder, commit = fetch_folder(name, revision, token, cache_dir, local_files_only)
+    folder, commit = fetch_folder(name, **hub)
     main_config = read_json_object(folder / "config.json")
     if "latent_token_len" not in main_config:
         raise ValueError(
@@ -207,9 +201,7 @@ _OF_BOTH = {
     ),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range"), _RATE),
     **dict.fromkeys(("torch_dtype", "dtype"), _TYPE),
-    **dict.fromkeys(
-        ("rope_scaling", "rope_parameters"), Entry(_rope, f"an object whose type is {', '.join(_ROPE_TYPES)}")
-    ),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), _ROPE),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), Entry(lambda value: type(value) is int, "a token id")),
     "eos_token_id": Entry(_stop_ids, "a token id or a list of them"),
     "tie_word_embeddings": _FLAG,

@@ -19,7 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from c3_hf.files import read_json_object, write_json
+from c3_hf.files import file_sha256, read_json_object, write_json
 
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -341,17 +341,8 @@ def parse_size(size: int | str) -> int:
 
 def hash_files(paths: list[Path], root: Path) -> dict[str, str]:
     """SHA-256 of whole files, by their paths below `root`."""
-    digests = {}
-    total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, desc="hashing files", unit="B", unit_scale=True, disable=None) as bar:
-        for path in paths:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(PIECE_BYTES):
-                    digest.update(block)
-                    bar.update(len(block))
-            digests[path.relative_to(root).as_posix()] = digest.hexdigest()
-    return digests
+    bar = tqdm(paths, desc="hashing files", unit="file", disable=None)
+    return {path.relative_to(root).as_posix(): file_sha256(path) for path in bar}
 
 
 def _count_non_finite(values: torch.Tensor) -> int:

@@ -22,6 +22,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 CURRICULUM_FILE = "curriculum.json"
+# Tokens that a sample costs beyond its context, where batches are sized by tokens.
+_OVERHEAD_TOKENS = 48
 
 
 class SampleKey(NamedTuple):
@@ -41,7 +43,8 @@ class LengthSchedule:
             after the last one it stays. `raise_ceiling` adds pairs while training.
         multiple: lengths are rounded up to multiples of this.
         long_share: share of the steps (0 to 1) whose length lies in the upper fifth below the ceiling; the others
-            lie evenly between `min_tokens` and the ceiling.
+            lie between `min_tokens` and the ceiling, evenly on a logarithmic scale: what a latent has to hold is
+            found fastest in short texts.
         seed: lengths are a function of this, the step and the ceiling alone.
         num_latents: of a context, for a model whose latents have a stride. Then the tokens a latent stands for are
             drawn first, and lengths lie below what so many latents hold, so that low strides are seen as well.
@@ -107,12 +110,11 @@ class LengthSchedule:
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
         else:
-            length = rng.uniform(self.min_tokens, ceiling)
+            length = math.exp(rng.uniform(math.log(self.min_tokens), math.log(ceiling)))
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`, at least 1: the most in half of the steps, and evenly from 1 to that in
-        the others.
+        """Tokens a latent stands for at `step`: the most in half of the steps, evenly from 1 to that in the others.
 
         Raises:
             TypeError: without `num_latents`.
@@ -225,8 +227,7 @@ class LengthGroupedBatches(Sampler):
         micro_batches_per_step: gradient accumulation steps times processes.
         batch_size: samples of a micro-batch.
         batch_tokens: if given, the size of a micro-batch is instead this many tokens divided by the length plus
-            `overhead_tokens`, between 1 and `max_batch_size`.
-        overhead_tokens: tokens a sample costs beyond its context, see `batch_tokens`.
+            what a sample costs beyond its context, between 1 and `max_batch_size`.
         max_batch_size: see `batch_tokens`.
     """
 
@@ -241,7 +242,6 @@ class LengthGroupedBatches(Sampler):
         micro_batches_per_step: int,
         batch_size: int,
         batch_tokens: int | None = None,
-        overhead_tokens: int = 48,
         max_batch_size: int = 64,
     ) -> None:
         self.schedule = schedule
@@ -249,7 +249,6 @@ class LengthGroupedBatches(Sampler):
         self.micro_batches_per_step = micro_batches_per_step
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
-        self._overhead_tokens = overhead_tokens
         self._max_batch_size = max_batch_size
 
     def __len__(self) -> int:
@@ -259,7 +258,7 @@ class LengthGroupedBatches(Sampler):
         """Samples of a micro-batch whose contexts are padded to `length` tokens."""
         if self._batch_tokens is None:
             return self._batch_size
-        return min(max(self._batch_tokens // (length + self._overhead_tokens), 1), self._max_batch_size)
+        return min(max(self._batch_tokens // (length + _OVERHEAD_TOKENS), 1), self._max_batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         index = 0

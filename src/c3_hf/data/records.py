@@ -24,6 +24,8 @@ import numpy as np
 # The original's stand-in for the context in human turns; in other turns it is ordinary text.
 CONVERSATION_CONTEXT_MARK = "<image>"
 _CONVERSATION_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+# Records that streams are shuffled among.
+_SHUFFLE_BUFFER = 1000
 _MESSAGE_ROLES = ("system", "user", "assistant")
 
 
@@ -164,25 +166,39 @@ class TrainingFile:
     weight: float = 1.0
 
 
-def parse_training_files(files: Sequence[Any], data_dir: str | None) -> list[TrainingFile]:
-    """Read the `train_files` entry of a recipe: paths, or `{path, weight}` mappings, relative to `data_dir`.
+def parse_files(name: str, entries: Sequence[Any], data_dir: str | None, field: str) -> Iterator[tuple[Path, Any]]:
+    """Read a list of files in a recipe: paths, or mappings of `path` and one more field, relative to `data_dir`.
+
+    Yields:
+        The path of each, and the field; `None` where an entry does not have it.
 
     Raises:
-        ValueError: if there is none, an entry has unknown fields or no positive weight, or a file does not exist.
+        ValueError: if an entry has unknown fields, or a file does not exist; the message names the list, `name`.
+    """
+    for entry in entries:
+        fields = {"path": entry} if isinstance(entry, str) else dict(entry)
+        path = Path(data_dir or ".") / str(fields.get("path", ""))
+        expected = f"`{name}` entries are existing files or {{path, {field}}}, got {entry}"
+        if set(fields) - {"path", field}:
+            raise ValueError(f"{expected}.")
+        if not path.is_file():
+            raise ValueError(f"{expected}: {str(path)!r}, which is no file. Check it and the folder.")
+        yield path, fields.get(field)
+
+
+def parse_training_files(files: Sequence[Any], data_dir: str | None) -> list[TrainingFile]:
+    """The `train_files` entry of a recipe: paths, or `{path, weight}` mappings, see [`parse_files`].
+
+    Raises:
+        ValueError: if there is none, or a weight is not positive.
     """
     if not files:
         raise ValueError("`train_files` is empty. List at least one JSONL file, as a path or as {path, weight}.")
     parsed = []
-    for entry in files:
-        fields = {"path": entry} if isinstance(entry, str) else dict(entry)
-        if "path" not in fields or set(fields) - {"path", "weight"} or float(fields.get("weight", 1)) <= 0:
-            raise ValueError(
-                f"`train_files` entries are paths or {{path, weight}} with a positive weight, got {entry}."
-            )
-        path = Path(data_dir or ".") / fields["path"]
-        if not path.is_file():
-            raise ValueError(f"`train_files` names {str(path)!r}, which is no file. Check it and `data_dir`.")
-        parsed.append(TrainingFile(str(path), float(fields.get("weight", 1))))
+    for path, weight in parse_files("train_files", files, data_dir, "weight"):
+        parsed.append(TrainingFile(str(path), 1.0 if weight is None else float(weight)))
+        if parsed[-1].weight <= 0:
+            raise ValueError(f"`train_files` needs a positive weight for {str(path)!r}, got {weight}.")
     return parsed
 
 
@@ -220,14 +236,13 @@ class StreamingSource:
     Args:
         files: the files and their weights.
         seed: of the shuffling and the interleaving.
-        buffer_size: records the shuffle buffer holds.
     """
 
-    def __init__(self, files: Sequence[TrainingFile], seed: int, buffer_size: int = 1000) -> None:
+    def __init__(self, files: Sequence[TrainingFile], seed: int) -> None:
         from datasets import interleave_datasets, load_dataset
 
         streams = [load_dataset("json", data_files=file.path, split="train", streaming=True) for file in files]
-        streams = [stream.shuffle(seed=seed, buffer_size=buffer_size) for stream in streams]
+        streams = [stream.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER) for stream in streams]
         weights = np.array([file.weight for file in files])
         self._stream = interleave_datasets(
             [stream.repeat(None) for stream in streams], probabilities=list(weights / weights.sum()), seed=seed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
-
-from c3_hf.evaluation.metrics import Metric
 
 
 # What a file of each package holds: a table of its own name, or, where each file is one thing, the function `load`.
@@ -20,10 +19,7 @@ def names(package: str) -> list[str]:
     Args:
         package: `"metrics"`, `"tasks"` or `"systems"`.
     """
-    files = _files(package)
-    if _TABLES[package] is None:
-        return files
-    return sorted(name for file in files for name in _table(package, file))
+    return sorted(_homes(package))
 
 
 def find(package: str, name: str) -> Any:
@@ -32,12 +28,21 @@ def find(package: str, name: str) -> Any:
     Raises:
         ValueError: If there is none; the message lists those that there are.
     """
-    known = names(package)
-    if name not in known:
-        raise ValueError(f"`{package}` has no {name!r}, expected one of: {', '.join(known)}.")
-    if _TABLES[package] is None:
-        return import_module(f"c3_hf.evaluation.{package}.{name}").load
-    return next(table[name] for file in _files(package) if name in (table := _table(package, file)))
+    homes = _homes(package)
+    if name not in homes:
+        raise ValueError(f"`{package}` has no {name!r}, expected one of: {', '.join(names(package))}.")
+    module, table = import_module(homes[name]), _TABLES[package]
+    return module.load if table is None else getattr(module, table)[name]
+
+
+@cache
+def _homes(package: str) -> dict[str, str]:
+    """The module of everything in a package, file after file; what systems import need not be installed."""
+    parent, table = import_module(f"c3_hf.evaluation.{package}"), _TABLES[package]
+    modules = {file.name: f"{parent.__name__}.{file.name}" for file in pkgutil.iter_modules(parent.__path__)}
+    if table is None:
+        return modules
+    return {name: module for module in modules.values() for name in getattr(import_module(module), table)}
 
 
 def score(
@@ -58,8 +63,8 @@ def score(
         Values by metric name; a metric that returns a dictionary contributes its keys.
     """
     results: dict[str, float | list] = {}
-    for name in names("metrics"):
-        metric: Metric = find("metrics", name)
+    for name in _homes("metrics"):
+        metric = find("metrics", name)
         if metric.inputs == inputs:
             value = metric.function(prediction, expected, **(options or {}).get(name, {}))
             results.update(value if isinstance(value, dict) else {name: value})
@@ -70,21 +75,10 @@ def score_restoration(
     prediction: str, reference: str, encode: Callable[[str], list[int]], meteor: bool = False
 ) -> dict[str, float | list]:
     """Every metric of a restored text; `encode` turns text into the token ids that the token metrics compare."""
-    return {
-        **score("text", prediction, reference, {"fox": {"meteor": meteor}}),
-        **score("tokens", encode(prediction), encode(reference)),
-    }
+    tokens = encode(prediction), encode(reference)
+    return {**score("text", prediction, reference, {"fox": {"meteor": meteor}}), **score("tokens", *tokens)}
 
 
 def score_answer(prediction: str, answers: Sequence[str]) -> dict[str, float | list]:
     """Every metric of an answer to a question with the accepted `answers`."""
     return score("answer", prediction, answers)
-
-
-def _files(package: str) -> list[str]:
-    parent = import_module(f"c3_hf.evaluation.{package}")
-    return sorted(module.name for module in pkgutil.iter_modules(parent.__path__))
-
-
-def _table(package: str, file: str) -> dict[str, Any]:
-    return getattr(import_module(f"c3_hf.evaluation.{package}.{file}"), str(_TABLES[package]))

@@ -10,7 +10,7 @@ import datasets
 import evaluate
 
 from c3_hf.evaluation import catalogue
-from c3_hf.evaluation.summary import mean_of
+from c3_hf.evaluation.records import mean_of
 
 
 _CITATION = """@article{c3, title={Context Cascade Compression: Exploring the Upper Limits of Text Compression},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +45,7 @@ class RestoreItem:
         """The whole reference."""
         return "".join(self.segments)
 
-    @property
+    @cached_property
     def inputs_hash(self) -> str:
         """SHA-256 of everything a system sees."""
         return _sha256(self.segments)
@@ -76,7 +75,7 @@ class QuestionItem:
     question: str
     answers: tuple[str, ...]
 
-    @property
+    @cached_property
     def inputs_hash(self) -> str:
         """SHA-256 of everything a system sees."""
         return _sha256([self.contexts, self.question])
@@ -206,14 +205,14 @@ class DataLine:
         }
 
 
-def read_lines(data: Path, name: str) -> Iterator[DataLine]:
+def read_lines(data: Path, name: str) -> list[DataLine]:
     """Records of the one file `name` in the folder `data` or below."""
     return lines_of(find_file(data, name))
 
 
-def lines_of(path: Path) -> Iterator[DataLine]:
+def lines_of(path: Path) -> list[DataLine]:
     """Records of a JSON Lines file, compressed if its name ends in `.gz`."""
-    return (DataLine(fields, f"{path} line {number}") for number, fields in numbered_jsonl(path))
+    return [DataLine(fields, f"{path} line {number}") for number, fields in numbered_jsonl(path)]
 
 
 def find_file(data: Path, name: str) -> Path:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from c3_hf.evaluation.records import FinishedRun
-from c3_hf.evaluation.summary import bootstrap_interval, by, mean, mean_of, ratio, values
+from c3_hf.evaluation.records import FinishedRun, bootstrap_interval, by, mean, mean_of, ratio, values
 
 
 if TYPE_CHECKING:
@@ -29,91 +28,129 @@ FIGURE_1 = {
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow is left out, it is too light for lines.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MARKERS = "osD^vPX"
-_GREY = "#8a8a8a"
+# A picture of fewer bars says less than the table beside it.
+_FEWEST_KINDS = 3
 
 
 def plot_figure_1(runs: Sequence[FinishedRun], pages: str, path: Path) -> None:
-    """Precision by page length: the published curves in grey, the runs' `fox_precision` on `pages` in colour."""
-    figure, axes = _figure(8.6, 4.6)
+    """Precision by page length: the published curves in a panel of their own, beside the runs' `fox_precision`.
+
+    They are two measurements, of other pages and other models, so that no axis lays one over the other.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.4, 4.4), dpi=150, layout="constrained")
+    published, own = figure.subplots(1, 2, sharey=True)
     for number, (label, percents) in enumerate(FIGURE_1.items()):
-        style = ("-", "--", ":", "-.", (0, (1, 3)))[number]
-        axes.plot(FIGURE_1_BINS, percents, color=_GREY, linestyle=style, linewidth=1.4, label=f"published: {label}")
-    for number, run in enumerate(runs):
+        places = [place + beside(number, len(FIGURE_1)) / 2 for place in range(len(percents))]
+        _mark(published, number, label, places, percents, joined=True)
+    published.set_title("Published: the official Fox pages", fontsize=10)
+    measured = [run for run in runs if run.of("fox_pages", kind=pages)]
+    for number, run in enumerate(measured):
         groups = {label: run.of("fox_pages", bin=label, kind=pages) for label in FIGURE_1_BINS}
-        _line(
-            axes,
+        _points(
+            own,
             number,
-            f"{run.label} ({ratio(run.of('fox_pages', kind=pages)):.1f}\u00d7)" if any(groups.values()) else run.label,
+            len(measured),
+            f"{run.label} ({ratio(run.of('fox_pages', kind=pages)):.1f}\u00d7)",
             [FIGURE_1_BINS.index(label) for label, rows in groups.items() if rows],
             [[100 * value for value in values(rows, "fox_precision")] for rows in groups.values() if rows],
         )
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set(xlabel="tokens of the page", ylabel="precision in percent", ylim=(-3, 103))
-    axes.set_title(f"Pages by length: runs on {pages} (fox_precision, 95 % intervals)", fontsize=10)
-    _finish(figure, axes, path)
-
-
-def plot_ratio(runs: Sequence[FinishedRun], path: Path) -> None:
-    """`char_precision` of the ratio sweep against the compression ratio."""
-    figure, axes = _figure(7.4, 4.2)
-    ticks: set[int] = set()
-    for number, run in enumerate(runs):
-        groups = by(run.of("ratio_sweep"), lambda record: int(record["bin"].removesuffix("x")))
-        order = sorted(groups)
-        ticks.update(order)
-        _line(axes, number, run.label, order, [values(groups[label], "char_precision") for label in order])
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(ticks), [f"{tick}\u00d7" for tick in sorted(ticks)])
-    axes.minorticks_off()
-    axes.set(xlabel="tokens for each latent", ylabel="char_precision", ylim=(-0.03, 1.03))
-    axes.set_title("The same text at every ratio (95 % intervals over texts)", fontsize=10)
-    _finish(figure, axes, path)
-
-
-def plot_forgetting(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -> None:
-    """Accuracy by relative position: one panel a run, one line a task."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(runs))
-    height = math.ceil(len(runs) / columns)
-    figure = Figure(figsize=(max(5.2, 3.6 * columns), 0.8 + 3.4 * height), dpi=150, layout="constrained")
-    panels: list[Axes] = list(figure.subplots(height, columns, sharey=True, squeeze=False).flat)
-    for unused in panels[len(runs) :]:
-        unused.set_visible(False)
-    for axes, run in zip(panels, runs):
-        for number, task in enumerate(tasks):
-            rows = run.of(task)
-            if rows:
-                curve = mean_of([{"curve": record["metrics"]["accuracy_by_position"]} for record in rows])["curve"]
-                centres = [100 * (place + 0.5) / len(curve) for place in range(len(curve))]
-                _mark(axes, number, task, centres, [float("nan") if value is None else value for value in curve])
-        axes.set(xlabel="place in the text, percent", ylim=(-0.03, 1.03), xlim=(0, 100))
-        axes.set_title(run.label, fontsize=10)
-        axes.grid(axis="y", color="#e4e4e4")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("share of tokens kept")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    own.set_title(f"Measured here: {pages}, other pages and models (95 % intervals)", fontsize=10)
+    for axes in (published, own):
+        _dress(axes)
+        axes.set_xticks(range(len(FIGURE_1_BINS)), FIGURE_1_BINS, fontsize=8, rotation=30, ha="right")
+        axes.set(xlabel="tokens of the page", ylim=(-3, 103), xlim=(-0.5, len(FIGURE_1_BINS) - 0.5))
+        axes.legend(frameon=False, fontsize=8, loc="center left")
+    published.set_ylabel("precision in percent")
     _save(figure, path)
 
 
-def plot_kinds(run: FinishedRun, path: Path) -> None:
-    """`char_precision` of every kind of text, best first."""
+def plot_ratio(runs: Sequence[FinishedRun], path: Path) -> None:
+    """`char_precision` of the ratio sweep at each ratio; nothing joins two of them, for nobody measured in between."""
+    figure, axes = _figure(7.4, 4.2)
+    groups = [by(run.of("ratio_sweep"), lambda record: int(record["bin"].removesuffix("x"))) for run in runs]
+    ticks = sorted(set().union(*groups))
+    for number, (run, found) in enumerate(zip(runs, groups)):
+        order = sorted(found)
+        samples = [values(found[label], "char_precision") for label in order]
+        _points(axes, number, len(runs), run.label, [ticks.index(tick) for tick in order], samples)
+    axes.set_xticks(range(len(ticks)), [f"{tick}\u00d7" for tick in ticks])
+    axes.set(xlabel="tokens for each latent", ylabel="char_precision", ylim=(-0.03, 1.03))
+    axes.set_title("The same text at every ratio (95 % intervals over texts)", fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def plot_forgetting(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -> None:
+    """Accuracy by relative position: one panel a run, one row a task, one cell a tenth of the text."""
+    from matplotlib.figure import Figure
+
+    curves = [(run, [task for task in tasks if run.of(task)]) for run in runs]
+    heights = [0.9 + 0.26 * len(found) for _, found in curves]
+    figure = Figure(figsize=(7.4, sum(heights)), dpi=150, layout="constrained")
+    panels: list[Axes] = list(figure.subplots(len(runs), 1, squeeze=False, height_ratios=heights).flat)
+    for axes, (run, found) in zip(panels, curves):
+        rows = [[{"curve": record["metrics"]["accuracy_by_position"]} for record in run.of(task)] for task in found]
+        draw_tenths(axes, found, [mean_of(row)["curve"] for row in rows])
+        axes.set_title(run.label, fontsize=10, loc="left")
+    panels[-1].set_xlabel("place in the text, percent; in the cells the percent of tokens kept", fontsize=8)
+    _save(figure, path)
+
+
+def draw_tenths(axes: Axes, names: Sequence[str], curves: Sequence[Sequence[float | None]]) -> None:
+    """Shares, 0 to 1, by tenths of a text: a row for each name, a cell for each tenth with its percent in it."""
+    filled = [[float("nan") if value is None else value for value in curve] for curve in curves]
+    width = len(filled[0])
+    axes.imshow(filled, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for row, curve in enumerate(filled):
+        for place, value in enumerate(curve):
+            shown = "" if math.isnan(value) else _percent(value)
+            axes.text(
+                place, row, shown, ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black"
+            )
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xticks(
+        [place - 0.5 for place in range(width + 1)], [f"{100 * place // width}" for place in range(width + 1)]
+    )
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+
+
+def _percent(share: float) -> str:
+    """Whole percents; what is not all or nothing never shows as 100 or 0."""
+    if share in (0, 1):
+        return f"{100 * share:.0f}"
+    return "<1" if share < 0.01 else f"{min(math.floor(100 * share), 99)}"
+
+
+def plot_kinds(run: FinishedRun, path: Path) -> bool:
+    """`char_precision` of the kinds of text that do not come back whole, best first.
+
+    Returns:
+        Whether there is a picture: of fewer than `_FEWEST_KINDS` such kinds the table says as much.
+    """
     groups = by(run.restored(), lambda record: f"{record['task']} / {record['kind']}")
-    order = sorted(groups, key=lambda name: mean(values(groups[name], "char_precision")))
+    means = {name: mean(values(rows, "char_precision")) for name, rows in groups.items()}
+    order = sorted((name for name in means if means[name] < 1), key=means.__getitem__)
+    if len(order) < _FEWEST_KINDS:
+        return False
     figure, axes = _figure(7.4, 1.0 + 0.21 * len(order))
     for place, name in enumerate(order):
-        numbers = values(groups[name], "char_precision")
-        low, high = bootstrap_interval(numbers)
-        axes.barh(place, mean(numbers), color=_COLOURS[0], height=0.7)
+        low, high = bootstrap_interval(values(groups[name], "char_precision"))
+        axes.barh(place, means[name], color=_COLOURS[0], height=0.7)
         axes.plot((low, high), (place, place), color="#222222", linewidth=1.2)
     axes.set_yticks(range(len(order)), order, fontsize=7)
     axes.set(xlabel="char_precision", xlim=(0, 1.0), ylim=(-0.6, len(order) - 0.4))
-    axes.set_title(f"{run.label}: kinds of text (95 % intervals)", fontsize=10)
+    whole = len(groups) - len(order)
+    title = f"{run.label}: kinds of text (95 % intervals)" + (f"; {whole} more are whole" if whole else "")
+    axes.set_title(title, fontsize=10)
     axes.grid(axis="x", color="#e4e4e4")
     axes.grid(axis="y", visible=False)
     axes.set_axisbelow(True)
     _save(figure, path)
+    return True
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -121,31 +158,43 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.grid(axis="y", color="#e4e4e4")
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes)
     return figure, axes
 
 
-def _line(axes: Axes, number: int, label: str, places: Sequence[float], samples: Sequence[Sequence[float]]) -> None:
-    """Means of `samples` with a band of 95 % bootstrap intervals."""
-    if not samples:
-        return
+def _dress(axes: Axes) -> None:
+    axes.grid(axis="y", color="#e4e4e4")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _points(
+    axes: Axes, number: int, total: int, label: str, places: Sequence[float], samples: Sequence[Sequence[float]]
+) -> None:
+    """Means of `samples` with 95 % bootstrap intervals; each of `total` series stands a little beside the others."""
+    shifted = [place + beside(number, total) for place in places]
     intervals = [bootstrap_interval(sample) for sample in samples]
-    _mark(axes, number, label, places, [mean(sample) for sample in samples])
-    colour = _COLOURS[number % len(_COLOURS)]
-    low, high = ([interval[end] for interval in intervals] for end in (0, 1))
-    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    _mark(axes, number, label, shifted, [mean(sample) for sample in samples])
+    axes.vlines(shifted, *zip(*intervals), color=_COLOURS[number % len(_COLOURS)], linewidth=1.4, alpha=0.6)
 
 
-def _mark(axes: Axes, number: int, label: str, places: Sequence[float], heights: Sequence[float]) -> None:
-    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-    axes.plot(places, heights, color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
+def beside(number: int, total: int) -> float:
+    """How far series `number` of `total` is moved from its place, so that equal values do not cover each other."""
+    return (number - (total - 1) / 2) * min(0.16, 0.7 / total)
 
 
-def _finish(figure: Figure, axes: Axes, path: Path) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
-    _save(figure, path)
+def _mark(
+    axes: Axes, number: int, label: str, places: Sequence[float], heights: Sequence[float], joined: bool = False
+) -> None:
+    """Marks of one series; `joined` by a line only where the places follow each other without a gap."""
+    axes.plot(
+        places,
+        heights,
+        color=_COLOURS[number % len(_COLOURS)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        markersize=5,
+        linewidth=1.2 if joined else 0,
+        label=label,
+    )
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,14 +1,18 @@
-"""What a run keeps: its config, one line an item as it finishes, its summary last; and what a report reads of it."""
+"""What a run keeps: its config, one line an item as it finishes, its summary last; what a report reads, and means."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from c3_hf.evaluation.catalogue import score_answer, score_restoration
 from c3_hf.evaluation.items import Item, RestoreItem, TokenMeter
@@ -16,7 +20,11 @@ from c3_hf.evaluation.system import System
 from c3_hf.files import append_jsonl, numbered_jsonl, read_json_object, write_json
 
 
+Row = TypeVar("Row")
+
 CONFIG, SUMMARY, ITEMS = "config.json", "summary.json", "items"
+# Means that an interval is read off; drawn with one seed, so that the same values give the same interval.
+_RESAMPLES = 2000
 # What a line of an item must have to be one.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "task": str,
@@ -62,14 +70,22 @@ def make_record(
         `reference` or `question` and `answers`, `refused` (too long for the system), `output` (null where it equals
         the reference, or is kept as a hash), `output_hash`, `metrics` and `seconds`.
     """
-    texts: dict[str, object]
     output = answer or ""
+    segments: Sequence[str]
     if isinstance(item, RestoreItem):
-        segments: Sequence[str] = item.segments
-        metrics = score_restoration(output, item.text, meter.encode, meteor)
-        texts = {"reference": item.text}
+        segments, text = item.segments, item.text
     else:
         segments = [segment for context in item.contexts for segment in meter.segments(context)]
+    sizes = {
+        "num_tokens": sum(meter.count(segment) for segment in segments),
+        "num_characters": sum(map(len, segments)),
+        "slots": sum(system.slots(segment) for segment in segments),
+    }
+    texts: dict[str, object]
+    if isinstance(item, RestoreItem):
+        metrics = score_restoration(output, text, meter.encode, meteor)
+        texts = {"reference": text}
+    else:
         metrics = score_answer(output, item.answers)
         texts = {"question": item.question, "answers": list(item.answers)}
     # Of a text that came back whole one copy is enough.
@@ -78,15 +94,8 @@ def make_record(
         texts = dict.fromkeys(texts)
     return {
         "task": task,
-        "id": item.id,
-        "kind": item.kind,
-        "lang": item.lang,
-        "bin": item.bin,
-        "source": item.source,
-        "inputs_hash": item.inputs_hash,
-        "num_tokens": sum(meter.count(segment) for segment in segments),
-        "num_characters": sum(map(len, segments)),
-        "slots": sum(system.slots(segment) for segment in segments),
+        **{name: getattr(item, name) for name in ("id", "kind", "lang", "bin", "source", "inputs_hash")},
+        **sizes,
         "refused": answer is None,
         **texts,
         "output_hash": hashlib.sha256(output.encode("utf-8", "surrogatepass")).hexdigest(),
@@ -257,3 +266,122 @@ def _check_items(folder: Path, records: Sequence[dict], expected: dict[str, dict
                 f"{folder} holds other items of task {task!r} than its {CONFIG} names: ids or inputs differ. They are "
                 "left over from another run; run it again into a new folder."
             )
+
+
+def mean(values: Sequence[float]) -> float:
+    """Exactly rounded mean, so that the order of the values does not show in the last digit."""
+    return math.fsum(values) / len(values)
+
+
+def mean_of(rows: Sequence[Mapping]) -> dict:
+    """Unweighted mean of every key over the rows that have it.
+
+    Args:
+        rows: Metric dictionaries; a value is a number, or a list of numbers and `None` of one length, which is
+            averaged place by place without the `None`.
+
+    Returns:
+        One value for each key, in order of first appearance; a place without any number is `None`.
+    """
+    result: dict[str, float | list[float | None]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row[key] for row in rows if key in row]
+        if isinstance(values[0], list):
+            places = [[value for value in place if value is not None] for place in zip(*values)]
+            result[key] = [mean(place) if place else None for place in places]
+        else:
+            result[key] = mean(values)
+    return result
+
+
+def bootstrap_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over items.
+
+    Args:
+        values: One number an item; at least one.
+        confidence: Coverage in (0, 1).
+
+    Returns:
+        Lower and upper end. One item gives an interval of width 0, which says nothing about other items.
+
+    Raises:
+        ValueError: If there are no values or `confidence` lies outside (0, 1).
+    """
+    if not len(values):
+        raise ValueError("`values` is empty, expected at least one number to resample.")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"`confidence` is {confidence}, expected a share between 0 and 1 such as 0.95.")
+    sample = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(0, len(sample), size=(_RESAMPLES, len(sample)))
+    low, high = np.quantile(sample[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """Rows by key, groups in order of first appearance."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def by(records: list[dict], key: Callable[[dict], object]) -> dict:
+    """Records by key, keys sorted."""
+    groups = grouped(records, key)
+    return {name: groups[name] for name in sorted(groups, key=str)}
+
+
+def values(records: list[dict], metric: str) -> list[float]:
+    """The metric's value in each record."""
+    return [record["metrics"][metric] for record in records]
+
+
+def ratio(records: Sequence[dict], unit: str = "num_tokens") -> float:
+    """Tokens (or another unit) over slots, both summed over the records.
+
+    Tokens are those of the measured model's own vocabulary: a small one makes many of a text and so a large ratio.
+    Between models with different vocabularies, `"num_characters"` compares.
+    """
+    return sum(record[unit] for record in records) / max(sum(record["slots"] for record in records), 1)
+
+
+def with_interval(records: list[dict], metric: str, digits: int = 3) -> str:
+    """Mean and 95 % bootstrap interval over items as text, `0.981 [0.972, 0.989]`."""
+    numbers = values(records, metric)
+    low, high = bootstrap_interval(numbers)
+    return f"{mean(numbers):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def count(records: list[dict]) -> str:
+    """Number of records, and how many of them were too long for the system."""
+    refused = sum(record["refused"] for record in records)
+    return f"{len(records)}, {refused} too long" if refused else str(len(records))
+
+
+def summarise(records: Sequence[dict]) -> dict:
+    """Means by task, and within a task by kind, language and bin.
+
+    Args:
+        records: Item records, in the order of the tasks' own items.
+
+    Returns:
+        `metrics`: what a repetition must give again, to the last digit; `seconds`: what it need not.
+    """
+    metrics, seconds = {}, {}
+    for task, rows in grouped(records, itemgetter("task")).items():
+        metrics[task] = {"all": _means(rows)}
+        for key in ("kind", "lang", "bin"):
+            groups = grouped(rows, itemgetter(key))
+            metrics[task][f"by_{key}"] = {name: _means(group) for name, group in groups.items()}
+        seconds[task] = round(sum(row["seconds"] for row in rows), 3)
+    return {"metrics": metrics, "seconds": seconds}
+
+
+def _means(rows: Sequence[dict]) -> dict:
+    return {
+        "items": len(rows),
+        "refused": sum(row["refused"] for row in rows),
+        "compression_ratio": ratio(rows),
+        "characters_a_slot": ratio(rows, "num_characters"),
+        **mean_of([row["metrics"] for row in rows]),
+    }

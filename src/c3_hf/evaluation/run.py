@@ -5,60 +5,54 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from c3_hf.evaluation import catalogue
 from c3_hf.evaluation.items import VARIANT, Item, QuestionItem, RestoreItem, TokenMeter
 from c3_hf.evaluation.metrics.fox import wordnet_available
 from c3_hf.evaluation.provenance import clean_commit, environment, weights_fingerprint
-from c3_hf.evaluation.records import SUMMARY, append_records, items_hash, make_record, open_run, read_records
-from c3_hf.evaluation.summary import grouped, summarise
-from c3_hf.evaluation.system import System, SystemSettings, SystemUnavailable, load_meter
+from c3_hf.evaluation.records import (
+    SUMMARY,
+    append_records,
+    grouped,
+    items_hash,
+    make_record,
+    open_run,
+    read_records,
+    summarise,
+)
+from c3_hf.evaluation.system import CheckpointSettings, System, SystemSettings, SystemUnavailable, load_meter
 from c3_hf.files import write_json
+from c3_hf.pipeline import check_device
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What is run; together with the data it fixes every number but the seconds.
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(CheckpointSettings):
+    """What is run; together with the data it fixes every number but the seconds. Beside those of a checkpoint:
 
     Args:
-        model: Folder or Hub id of a C3 checkpoint.
         tasks: Names in the tables of `c3_hf.evaluation.tasks`.
         system: Name of a module of `c3_hf.evaluation.systems`.
         limit: Most texts or questions of a task, evenly spaced over it; `None` for all.
-        batch_size: Texts computed at once.
         segment_tokens: Most tokens of a segment of long text; `None` for as many as `compress` takes.
         cut: Restore texts longer than a segment in segments, instead of in one block as the paper does.
-        max_new_tokens: Limit of a restored segment; `None` allows an eighth more than the segment has, and 16.
-        answer_tokens: Limit of an answer.
-        dtype: Name of the torch dtype; in float32 results do not depend on `batch_size`.
         device: Torch device; `"auto"` takes the one accelerate gives each process.
-        system_model: Weights of a system that brings its own.
-        font: TrueType file for systems that draw the text.
         hash_only: Regular expression; items whose id or source it finds are recorded with hashes in place of texts.
     """
 
-    model: str
     tasks: tuple[str, ...]
     system: str = "c3"
     limit: int | None = None
-    batch_size: int = 16
     segment_tokens: int | None = None
     cut: bool = False
-    max_new_tokens: int | None = None
-    answer_tokens: int = 32
-    dtype: str = "float32"
     device: str = "auto"
-    system_model: str | None = None
-    font: str | None = None
     hash_only: str | None = None
 
     def __post_init__(self):
@@ -66,7 +60,8 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}, expected at least 1.")
-        check_device(self.device)
+        if self.device != "auto":
+            check_device(self.device)
         if self.hash_only is not None:
             try:
                 re.compile(self.hash_only)
@@ -74,22 +69,6 @@ class RunSettings:
                 raise ValueError(f"`hash_only` is {self.hash_only!r}, no regular expression ({error}).") from error
         if not self.tasks:
             raise ValueError(f"`tasks` is empty, expected some of: {', '.join(catalogue.names('tasks'))}.")
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know or does not find here; `"auto"` is none.
-
-    Raises:
-        ValueError: If it cannot be computed on.
-    """
-    if device == "auto":
-        return
-    try:
-        torch.empty(0, device=device)
-    # torch built without CUDA asserts.
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`device` is {device!r}, expected one that is here, such as 'cpu' ({reason}).") from error
 
 
 def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = False) -> dict:
@@ -113,22 +92,34 @@ def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = F
     """
     from accelerate import PartialState
 
-    catalogue.find("systems", settings.system)
+    load_system = catalogue.find("systems", settings.system)
+    loaders = {task: catalogue.find("tasks", task) for task in settings.tasks}
     state = PartialState(cpu=settings.device == "cpu")
-    commit = clean_commit(allow_changes) if state.is_main_process else None
+    config = _made_with(settings, allow_changes) if state.is_main_process else {}
+    meteor = wordnet_available()
     meter = load_meter(settings.model, settings.segment_tokens)
-    items = {task: _load_items(task, Path(data), meter, settings) for task in settings.tasks}
+    items = {task: _load_items(task, load, Path(data), meter, settings) for task, load in loaders.items()}
     if not any(items.values()):
         raise ValueError(f"{data} holds no item for {', '.join(settings.tasks)}.")
     wanted = _describe_items(items)
     if state.is_main_process:
-        open_run(output, _config(settings, wanted, meter, commit), allow_changes)
-        _check_records(read_records(output, wanted), items, output)
+        open_run(output, {**config, **_numbers_of(meter, wanted, meteor)}, allow_changes)
     state.wait_for_everyone()
-    device = str(state.device) if settings.device == "auto" else settings.device
-    done = {(record["task"], record["id"]) for record in read_records(output, wanted)}
+    before = read_records(output, wanted)
+    _check_records(before, items, output)
+    done = {(record["task"], record["id"]) for record in before}
     state.wait_for_everyone()
-    skipped = _run_items(settings, items, done, meter, output, device, state.process_index, state.num_processes)
+    batches = plan_batches(items, settings.batch_size)[state.process_index :: state.num_processes]
+    skipped = None
+    if any((task, row.id) not in done for task, rows in batches for row in rows):
+        device = str(state.device) if settings.device == "auto" else settings.device
+        try:
+            system = load_system(_system_settings(settings, meter, device))
+        except SystemUnavailable as reason:
+            logger.warning("system %s is skipped: %s", settings.system, reason)
+            skipped = str(reason)
+        else:
+            _work_off(batches, done, system, settings, meter, meteor, output, state.process_index)
     state.wait_for_everyone()
     if not state.is_main_process:
         return {}
@@ -139,8 +130,10 @@ def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = F
     return summary
 
 
-def _load_items(task: str, data: Path, meter: TokenMeter, settings: RunSettings) -> list[Item]:
-    items = catalogue.find("tasks", task)(data, meter)
+def _load_items(
+    task: str, load: Callable[[Path, TokenMeter], list[Item]], data: Path, meter: TokenMeter, settings: RunSettings
+) -> list[Item]:
+    items = load(data, meter)
     if len({item.id for item in items}) < len(items):
         twice = next(name for name, rows in grouped(items, lambda item: item.id).items() if len(rows) > 1)
         raise ValueError(f"{data} gives task {task!r} items with equal ids ({twice!r}); they must be unique.")
@@ -150,8 +143,10 @@ def _load_items(task: str, data: Path, meter: TokenMeter, settings: RunSettings)
 
 def _spaced(items: list[Item], limit: int | None) -> list[Item]:
     """Items of at most `limit` texts, evenly spaced; a text that stands in several items keeps all of them."""
+    if limit is None:
+        return items
     texts = list(grouped(items, lambda item: item.id.partition(VARIANT)[0]).values())
-    count = len(texts) if limit is None else min(limit, len(texts))
+    count = min(limit, len(texts))
     return [item for number in range(count) for item in texts[number * len(texts) // count]]
 
 
@@ -190,47 +185,39 @@ def _length(item: Item) -> int:
     return sum(map(len, item.contexts if isinstance(item, QuestionItem) else item.segments))
 
 
-def _run_items(
-    settings: RunSettings,
-    items: dict[str, list[Item]],
+def _system_settings(settings: RunSettings, meter: TokenMeter, device: str) -> SystemSettings:
+    shared = {field.name: getattr(settings, field.name) for field in fields(CheckpointSettings)}
+    return SystemSettings(**{**shared, "device": device}, meter=meter)
+
+
+def _work_off(
+    batches: list[tuple[str, list[Item]]],
     done: set[tuple[str, str]],
+    system: System,
+    settings: RunSettings,
     meter: TokenMeter,
+    meteor: bool,
     output: Path,
-    device: str,
     rank: int,
-    processes: int,
-) -> str | None:
-    """Run what is not recorded yet; the reason, if the system cannot run here."""
-    batches = plan_batches(items, settings.batch_size)[rank::processes]
-    todo = [(task, rows) for task, rows in batches if any((task, row.id) not in done for row in rows)]
-    if not todo:
-        return None
-    shared = {key: value for key, value in asdict(settings).items() if key in SystemSettings.__dataclass_fields__}
-    system_settings = replace(SystemSettings(meter=meter, **shared), device=device)
-    try:
-        system = catalogue.find("systems", settings.system)(system_settings)
-    except SystemUnavailable as reason:
-        logger.warning("system %s is skipped: %s", settings.system, reason)
-        return str(reason)
+) -> None:
+    """Run the batches with items that are not recorded yet, and record those."""
     hash_only = re.compile(settings.hash_only) if settings.hash_only else None
-    meteor = wordnet_available()
     total = sum(len(rows) for _, rows in batches)
-    finished = total - sum(len(rows) for _, rows in todo)
-    hidden = None if rank == 0 else True
-    with tqdm(total=total, initial=finished, unit="item", disable=hidden, desc=settings.system) as bar:
-        for task, rows in todo:
-            bar.set_postfix_str(task)
-            begin = time.perf_counter()
-            outputs = run_batch(system, rows)
-            seconds = (time.perf_counter() - begin) / len(rows)
-            records = (
-                make_record(task, row, text, system, meter, meteor, hash_only, seconds)
-                for row, text in zip(rows, outputs)
-                if (task, row.id) not in done
-            )
-            append_records(output, rank, records)
+    with tqdm(total=total, unit="item", disable=None if rank == 0 else True, desc=settings.system) as bar:
+        for task, rows in batches:
+            waiting = [row for row in rows if (task, row.id) not in done]
+            if waiting:
+                bar.set_postfix_str(task)
+                begin = time.perf_counter()
+                # The whole batch again: texts that come together give what they gave before.
+                outputs = dict(zip((row.id for row in rows), run_batch(system, rows)))
+                seconds = (time.perf_counter() - begin) / len(rows)
+                records = [
+                    make_record(task, row, outputs[row.id], system, meter, meteor, hash_only, seconds)
+                    for row in waiting
+                ]
+                append_records(output, rank, records)
             bar.update(len(rows))
-    return None
 
 
 def run_batch(system: System, items: Sequence[Item]) -> list[str | None]:
@@ -255,20 +242,24 @@ def _describe_items(items: dict[str, list[Item]]) -> dict[str, dict]:
     }
 
 
-def _config(settings: RunSettings, items: dict[str, dict], meter: TokenMeter, commit: str | None) -> dict:
-    """Everything the numbers depend on. Folders are recorded by name and hash, not by their place on this machine."""
-    named = asdict(settings)
-    named["tasks"] = list(settings.tasks)
+def _made_with(settings: RunSettings, allow_changes: bool) -> dict:
+    """Settings, code, weights and environment. Folders are recorded by name and hash, not by their place here."""
+    named = {**asdict(settings), "tasks": list(settings.tasks)}
     for key in ("model", "system_model", "font"):
         value = named[key]
         named[key] = Path(value).name if value and Path(value).exists() else value
     return {
-        "commit": commit,
+        "commit": clean_commit(allow_changes),
         "settings": named,
+        "environment": environment(),
         "weights": weights_fingerprint(settings.model),
+    }
+
+
+def _numbers_of(meter: TokenMeter, items: dict[str, dict], meteor: bool) -> dict:
+    return {
         "num_latents": meter.num_latents,
         "segment_tokens": meter.segment_tokens,
         "items": items,
-        "meteor": "computed" if wordnet_available() else "skipped: nltk finds no WordNet corpus",
-        "environment": environment(),
+        "meteor": "computed" if meteor else "skipped: nltk finds no WordNet corpus",
     }

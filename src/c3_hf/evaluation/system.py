@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor
 
 from c3_hf.evaluation.items import TokenMeter
-from c3_hf.latents.decoding import decoder_positions, generation_budget
+from c3_hf.latents.decoding import GREEDY, decoder_positions, generation_budget
 from c3_hf.modeling.configuration_c3 import C3Config
+from c3_hf.pipeline import C3Pipeline, check_checkpoint
 
 
 class System(Protocol):
@@ -32,24 +33,22 @@ class SystemUnavailable(RuntimeError):
     """A system cannot run here; the message says why, and the run records it as skipped."""
 
 
-@dataclass(frozen=True)
-class SystemSettings:
-    """What every system is built from.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """How a checkpoint, and what is compared with it, is loaded and computed.
 
     Args:
         model: Folder or Hub id of a C3 checkpoint; gives decoder, tokenizer and number of latents.
-        meter: Its tokenizer and the sizes texts are cut by.
         batch_size: Texts computed at once; the results do not depend on it in float32.
         max_new_tokens: Limit of a restored segment; `None` allows an eighth more than the segment has, and 16.
         answer_tokens: Limit of an answer.
         dtype: Name of the torch dtype weights are loaded in.
-        device: Torch device name.
+        device: Torch device.
         system_model: Folder or Hub id of further weights, for systems that bring their own.
         font: A TrueType file for systems that draw the text; needed for scripts that DejaVu Sans does not cover.
     """
 
     model: str
-    meter: TokenMeter
     batch_size: int = 16
     max_new_tokens: int | None = None
     answer_tokens: int = 32
@@ -58,29 +57,25 @@ class SystemSettings:
     system_model: str | None = None
     font: str | None = None
 
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSettings(CheckpointSettings):
+    """What every system is built from: the checkpoint's tokenizer with the sizes texts are cut by, and how to load."""
+
+    meter: TokenMeter
+
     def restore_limit(self, text: str) -> int:
         """Most tokens a system may generate to restore `text`."""
         return self.max_new_tokens or generation_budget(self.meter.count(text))
 
 
-def load_checkpoint(settings: SystemSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model (evaluation mode, on `settings.device`, in `settings.dtype`) and processor of `settings.model`."""
-    processor = AutoProcessor.from_pretrained(settings.model)
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
-    return model.to(settings.device).eval(), processor
-
-
 class DecoderSystem:
-    """What the systems that ask the decoder of a C3 checkpoint share.
+    """What the systems that ask the decoder of the checkpoint `settings.model` share."""
 
-    Args:
-        model: A C3 model.
-        processor: Its processor.
-        settings: Sizes and limits.
-    """
-
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
-        self.model, self.processor, self.settings = model, processor, settings
+    def __init__(self, settings: SystemSettings):
+        self.settings = settings
+        self.pipe = C3Pipeline.from_pretrained(settings.model, device=settings.device, dtype=settings.dtype)
+        self.model, self.processor = self.pipe.model, self.pipe.processor
 
     def restored(self, texts: Sequence[str], chat: Callable[[str], list[dict]]) -> list[str | None]:
         """The reply to `chat(text)` for each of `texts`, computed in batches; `None` for one too long."""
@@ -88,13 +83,35 @@ class DecoderSystem:
         for start in range(0, len(texts), self.settings.batch_size):
             batch = texts[start : start + self.settings.batch_size]
             limits = [self.settings.restore_limit(text) for text in batch]
-            outputs += replies(self.model, self.processor, [chat(text) for text in batch], limits)
+            outputs += self.replies([chat(text) for text in batch], limits)
         return outputs
 
     def answered(self, content: str | list[dict]) -> str | None:
         """The reply to one user message; `None` if it is too long."""
-        chat = [{"role": "user", "content": content}]
-        return replies(self.model, self.processor, [chat], [self.settings.answer_tokens])[0]
+        return self.replies([[{"role": "user", "content": content}]], [self.settings.answer_tokens])[0]
+
+    @torch.no_grad()
+    def replies(self, conversations: Sequence[list[dict]], limits: Sequence[int]) -> list[str | None]:
+        """Greedy replies of the decoder to chats, computed in one batch.
+
+        Args:
+            conversations: Chats as `apply_chat_template` takes them.
+            limits: Most new tokens of each reply; a reply is cut at its own, so that it does not depend on the others.
+
+        Returns:
+            The replies, white space at both ends kept; `None` where prompt and limit exceed the decoder's positions.
+        """
+        room = decoder_positions(self.model)
+        lengths = map(self.pipe.positions_taken, conversations)
+        taken = [row for row, length in enumerate(lengths) if length + limits[row] <= room]
+        if not taken:
+            return [None] * len(conversations)
+        inputs = self.processor.apply_chat_template([conversations[row] for row in taken]).to(self.model.device)
+        sequences = self.model.generate(**inputs, max_new_tokens=max(limits[row] for row in taken), **GREEDY)
+        new_ids = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        texts = self.processor.batch_decode([ids[: limits[row]] for row, ids in zip(taken, new_ids)])
+        replied = dict(zip(taken, texts))
+        return [replied.get(row) for row in range(len(conversations))]
 
 
 def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> TokenMeter:
@@ -105,15 +122,9 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
         segment_tokens: Tokens of a segment of long text; by default as many as `compress` takes.
 
     Raises:
-        OSError: If there is no such checkpoint.
-        ValueError: If it is not one of C3.
+        ValueError: If there is none there, or it is not one of C3.
     """
-    model_type = PretrainedConfig.get_config_dict(model)[0].get("model_type")
-    if model_type != C3Config.model_type:
-        raise ValueError(
-            f"`model` {str(model)!r} is of the type {model_type!r}, expected {C3Config.model_type!r}: measured is "
-            "a C3 checkpoint, or a baseline on the decoder of one."
-        )
+    check_checkpoint(os.fspath(model))
     processor = AutoProcessor.from_pretrained(model)
     config = C3Config.from_pretrained(model)
     return TokenMeter(
@@ -121,49 +132,3 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
         num_latents=processor.num_latents,
         segment_tokens=segment_tokens or config.longest_segment,
     )
-
-
-@torch.no_grad()
-def replies(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    conversations: Sequence[list[dict]],
-    limits: Sequence[int],
-) -> list[str | None]:
-    """Greedy replies of the decoder to chats, computed in one batch.
-
-    Args:
-        model: A C3 model.
-        processor: Its processor.
-        conversations: Chats as `apply_chat_template` takes them.
-        limits: Most new tokens of each reply; a reply is cut at its own, so that it does not depend on the others.
-
-    Returns:
-        The replies, white space at both ends kept; `None` where prompt and limit exceed the decoder's positions.
-    """
-    lengths = [len(processor.apply_chat_template(chat)["input_ids"][0]) for chat in conversations]
-    room = decoder_positions(model)
-    taken = [row for row, length in enumerate(lengths) if length + limits[row] <= room]
-    answered: list[str | None] = [None] * len(lengths)
-    if taken:
-        texts = _generate(model, processor, [conversations[row] for row in taken], [limits[row] for row in taken])
-        for row, text in zip(taken, texts):
-            answered[row] = text
-    return answered
-
-
-def _generate(
-    model: PreTrainedModel, processor: ProcessorMixin, conversations: list[list[dict]], limits: list[int]
-) -> list[str]:
-    inputs = processor.apply_chat_template(conversations).to(model.device)
-    # Spelled out, because what is left open comes from the checkpoint's own generation settings.
-    sequences = model.generate(
-        **inputs,
-        max_new_tokens=max(limits),
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
-    new_ids = sequences[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode([row[:limit] for row, limit in zip(new_ids.tolist(), limits)])

@@ -109,7 +109,7 @@ def ask(
         max_new_tokens: Most tokens of the reply.
         batch_size: Segments restored in one batch.
         progress: Whether to show a progress bar on a terminal.
-        streamer: Is given the reply as it comes, where it is a free one.
+        streamer: Is given the reply as it comes; one to `start` before it is compared with the text.
 
     Returns:
         The answer, and the segments it came from.
@@ -134,7 +134,7 @@ def ask(
         raise ValueError(f"`segments` must name some of 0 to {len(all_segments) - 1}, got {chosen}.")
     asker = _Asker(contexts, restorer, start, text, {"batch_size": batch_size, "progress": progress})
     if prompt == "find":
-        return asker.find(chosen, max_new_tokens)
+        return asker.find(chosen, max_new_tokens, streamer)
     return asker.answer(question, chosen, segments is None, max_new_tokens, streamer)
 
 
@@ -199,24 +199,17 @@ class _Asker:
         output = self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, streamer=streamer)
         return Answer(self.start + self._reply(output, inputs), tuple(chosen), reason)
 
-    def find(self, chosen: list[int], max_new_tokens: int) -> Answer:
+    def find(self, chosen: list[int], max_new_tokens: int, streamer: BaseStreamer | None) -> Answer:
         texts, start = self._texts(chosen), self.start
-        held = {place: text.count(start) for place, text in enumerate(texts) if start in text}
-        if not held:
-            raise ValueError(f"`start`: no segment looked at holds {start!r}. Give words of the text, to the letter.")
-        # Where the words come several times the model reads all places at once.
-        place = min(held, key=lambda place: held[place])
+        place = find_place(start, texts)
         inputs = self._inputs([chosen[place]], "find", "")
         room = self._room(inputs, 1)
         if room < 1:
             raise ValueError(f"`start` leaves no room for a reply: the model has {self.positions:,} positions.")
-        output = self.model.generate(**inputs, **GREEDY, max_new_tokens=min(max_new_tokens, room))
+        limit = min(max_new_tokens, room)
+        output = self.model.generate(**inputs, **GREEDY, max_new_tokens=limit, streamer=streamer)
         reply = self._reply(output, inputs)
-        right = max((_shared(reply, rest) for rest in texts[place].split(start)[1:]), key=len)
-        if not right.strip():
-            raise ValueError(
-                f"`start`: the model does not find how the text goes on behind {start!r}. Give more words of it."
-            )
+        right = part_in_text(reply, texts[place], start)
         return Answer(start + right, (chosen[place],), "it holds the words of `start`", reply[len(right) :])
 
     def _reply(self, output: torch.Tensor, inputs: Any) -> str:
@@ -256,6 +249,32 @@ class _Asker:
         content = [*places * bool(num_blocks), {"type": "text", "text": text}]
         length = self.processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"].shape[1]
         return length + len(self.processor.reader.read_plain([self.start])[0][0])
+
+
+def find_place(start: str, texts: Sequence[str]) -> int:
+    """Which of the texts holds `start`, and it the fewest times: the model reads all places at once.
+
+    Raises:
+        ValueError: If none does.
+    """
+    held = {place: text.count(start) for place, text in enumerate(texts) if start in text}
+    if not held:
+        raise ValueError(f"`start`: no segment looked at holds {start!r}. Give words of the text, to the letter.")
+    return min(held, key=lambda place: held[place])
+
+
+def part_in_text(reply: str, text: str, start: str) -> str:
+    """As much of a reply as stands in the text behind `start`.
+
+    Raises:
+        ValueError: If that is nothing.
+    """
+    right = max((_shared(reply, rest) for rest in text.split(start)[1:]), key=len)
+    if not right.strip():
+        raise ValueError(
+            f"`start`: the model does not find how the text goes on behind {start!r}. Give more words of it."
+        )
+    return right
 
 
 def _shared(reply: str, text: str) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,12 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .. import __version__
+from ..files import LOCK_SUFFIX, claimed
 from ..modeling.positions_c3 import pad_rows
 from .context import LATENT_DTYPES, CompressedContext, check_at_least_1, check_joinable, project, quantize
 from .decoding import Restorer, batches_by_length, context_room
 from .exact import EXACT_MARGINS, ExactCounts, Residual, build_residual, keep_what_restores
-from .file import ContextHeader, joined_header, segment_checksums, write_file
-from .journal import JOURNAL_SUFFIX, Journal, claimed
+from .file import JOURNAL_SUFFIX, ContextHeader, Journal, joined_header, segment_checksums, write_file
 from .measure import (
     MARGIN_DTYPE,
     Calibration,
@@ -40,6 +41,7 @@ from .segments import (
     name_of,
     read_segment,
     refuse_source_as_output,
+    refuse_undecoded,
     size_of,
     warn_of_file_name,
 )
@@ -49,21 +51,23 @@ logger = logging.get_logger(__name__)
 
 # Batches of segments that are sorted by length together and reach the disk together.
 _GROUP_BATCHES = 4
+# What an option may be, by its annotation.
+_KINDS = {"bool": (bool, "a bool"), "int": (Integral, "an int"), "float": (Real, "a number")}
 
 
 @dataclass(frozen=True)
 class CompressionOptions:
     """How a text is compressed.
 
-    A file says of it the fields that [`ContextHeader`] has too; `dtype`, `verify` and `exact` show in its tensors;
-    `batch_size` changes nothing in the result.
+    A file says of it the fields that [`ContextHeader`] has too; `latent_dtype`, `verify` and `exact` show in its
+    tensors; `batch_size` changes nothing in the result.
 
     Attributes:
         ratio: Tokens of the text for each latent, at most: a segment has `ratio * num_latents` tokens. For a model
             whose latents have a stride (`config.latent_stride`) at most that, which is the default.
         segment_length: Most tokens of a segment; by default what `ratio` gives, else `config.longest_segment`: what
             the model was made for, or 20 for each latent.
-        dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
+        latent_dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
         verify: Measure each segment's fidelity.
         exact: Byte-exact mode: store what the latents do not bring back.
         target_fidelity: Token accuracy, 0 to 1, that every segment shall reach. Where a segment does not, latents with
@@ -79,7 +83,7 @@ class CompressionOptions:
 
     ratio: int | None = None
     segment_length: int | None = None
-    dtype: torch.dtype = torch.bfloat16
+    latent_dtype: torch.dtype = torch.bfloat16
     verify: bool = False
     exact: bool = False
     target_fidelity: float | None = None
@@ -94,12 +98,19 @@ class CompressionOptions:
 
         Raises:
             ValueError: If an option is out of range.
-            TypeError: If a number is none.
+            TypeError: If it is of another type.
         """
+        for option in dataclasses.fields(self):
+            value, kind = getattr(self, option.name), str(option.type).removesuffix(" | None")
+            kinds, words = _KINDS.get(kind, (object, ""))
+            if value is not None and (
+                not isinstance(value, kinds) or (isinstance(value, bool) and words[2:] != "bool")
+            ):
+                raise TypeError(f"`{option.name}` must be {words}, got {value!r}.")
         widest = max(EXACT_MARGINS.values())
         margin = EXACT_MARGINS.get(restorer.model.dtype, widest) if self.exact_margin is None else self.exact_margin
-        if self.dtype not in LATENT_DTYPES:
-            raise ValueError(f"`dtype` must be one of {LATENT_DTYPES}, got {self.dtype!r}.")
+        if self.latent_dtype not in LATENT_DTYPES:
+            raise ValueError(f"`latent_dtype` must be one of {LATENT_DTYPES}, got {self.latent_dtype!r}.")
         if self.target_fidelity is not None and not 0 < self.target_fidelity <= 1:
             raise ValueError(f"`target_fidelity` is a token accuracy above 0 and up to 1, got {self.target_fidelity}.")
         if self.min_segment_length is None or self.min_segment_length < MIN_SEGMENT_LENGTH:
@@ -131,8 +142,11 @@ class CompressionOptions:
                 raise ValueError(f"`ratio` must be at most {stride}, the model's `latent_stride`, got {self.ratio}.")
             most = length = self.ratio * num_latents
         length = length if self.segment_length is None else self.segment_length
+        named = "`segment_length`"
+        if self.segment_length is None and self.ratio is not None:
+            named = f"`ratio` {self.ratio} gives a segment of {length} tokens, it"
         if length < MIN_SEGMENT_LENGTH:
-            raise ValueError(f"`segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
+            raise ValueError(f"{named} must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
         if most is not None and length > most:
             raise ValueError(
                 f"`segment_length` must be at most {most}, {most // num_latents} tokens for each of {num_latents} "
@@ -140,13 +154,13 @@ class CompressionOptions:
             )
         if length > context_room(model):
             raise ValueError(
-                f"`segment_length` must be at most {context_room(model)}, which is what the encoder has positions for "
-                f"beside {num_latents} latents, got {length}."
+                f"{named} must be at most {context_room(model)}, which is what the encoder has positions for beside "
+                f"{num_latents} latents, got {length}."
             )
         if length >= restorer.room:
             raise ValueError(
-                f"`segment_length` must be below {restorer.room}, which is what the decoder has positions for "
-                f"behind the restoring prompt, got {length}."
+                f"{named} must be below {restorer.room}, which is what the decoder has positions for behind the "
+                f"restoring prompt, got {length}."
             )
         return length
 
@@ -161,18 +175,20 @@ def compress_text(
     progress: bool = False,
 ) -> CompressedContext:
     """Compress a text of any length into latents, segment by segment; see [`C3Pipeline.compress`]."""
+    if append and output is None:
+        raise ValueError("`append` goes with `output`, the file to add to.")
     warn_of_file_name(source)
+    reader, name = TextReader(source), name_of(source)
     with tqdm(total=size_of(source), unit="B", unit_scale=True, disable=None if progress else True) as bar:
         compressor = Compressor(restorer, options, bar)
-        reader = TextReader(source)
         if output is not None:
-            refuse_source_as_output(source, output)
-            with claimed(output) as path:
-                context = _compress_to_file(compressor, reader, path, append, name_of(source))
+            refuse_source_as_output(source, output, JOURNAL_SUFFIX, LOCK_SUFFIX)
+            with claimed(output, JOURNAL_SUFFIX) as path:
+                context = _compress_to_file(compressor, reader, path, append, name)
         else:
-            parts = [compressor.empty(), *compressor.groups(reader)]
+            parts = list(compressor.groups(reader)) or [compressor.empty()]
             joined = CompressedContext.concatenate([CompressedContext(compressor.header, **part) for part in parts])
-            context = dataclasses.replace(joined, header=compressor.final_header(name_of(source)))
+            context = dataclasses.replace(joined, header=compressor.final_header(name))
     lost = context.num_lost_characters
     if lost and not context.is_exact:
         total = int(context.char_offsets[-1] - context.char_offsets[0])
@@ -188,10 +204,9 @@ class _State:
     """How far a [`Compressor`] is in the text, and what it did for it."""
 
     bar: tqdm
-    chars: int = 0
     num_bytes: int = 0
+    # Tokens, in the decoder's vocabulary, of the segments made here, and of what went through the encoder for them.
     tokens: int = 0
-    # Tokens, in the decoder's vocabulary, of what went through the encoder.
     encoded: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     exact: ExactCounts = field(default_factory=ExactCounts)
@@ -200,6 +215,7 @@ class _State:
         """Count a segment as done."""
         self.digest.update(data)
         self.bar.update(len(data))
+        self.num_bytes += len(data)
 
 
 class Compressor:
@@ -237,7 +253,7 @@ class Compressor:
         segments = self.cut(reader, self.header.segment_length)
         while group := list(islice(segments, _GROUP_BATCHES * self.options.batch_size)):
             if not self.options.exact:
-                _refuse_undecoded(group, self.state.num_bytes)
+                refuse_undecoded(group, self.state.num_bytes)
             yield self.compress_group(group)
             for segment in group:
                 self.state.take(segment.data)
@@ -295,7 +311,7 @@ class Compressor:
                     f"`model` gives latents that are not finite for the text {batch[0].text[:40]!r}…: its weights are "
                     "damaged, or it overflows in this dtype. Try float32."
                 )
-            stored, scales = quantize(latents, self.options.dtype)
+            stored, scales = quantize(latents, self.options.latent_dtype)
             margins: list[torch.Tensor | None] = [None] * len(batch)
             if self.options.verify or self.options.exact:
                 sequences = [segment.token_ids for segment in batch]
@@ -360,25 +376,21 @@ class Compressor:
     def _tensors(
         self, measured: Sequence[MeasuredSegment], residuals: Sequence[Residual] | None
     ) -> dict[str, torch.Tensor]:
-        """Put segments together; offsets go on where the last group ended."""
-        segments, state = [item.segment for item in measured], self.state
-        chars = _offsets(state.chars, [len(segment.text) for segment in segments])
-        sizes = _offsets(state.num_bytes, [len(segment.data) for segment in segments])
-        tokens = _offsets(state.tokens, [len(segment.token_ids) for segment in segments])
-        state.chars, state.num_bytes, state.tokens = int(chars[-1]), int(sizes[-1]), int(tokens[-1])
-        shape = (0, self.header.num_latents, self.header.hidden_size)
+        """Put segments together; offsets count from the first of them."""
+        segments = [item.segment for item in measured]
+        shape, dtype = (0, self.header.num_latents, self.header.hidden_size), self.options.latent_dtype
         tensors = {
-            "latents": _stack([item.latents for item in measured], torch.empty(shape, dtype=self.options.dtype)),
-            "char_offsets": chars,
-            "byte_offsets": sizes,
-            "token_offsets": tokens,
+            "latents": _stack([item.latents for item in measured], torch.empty(shape, dtype=dtype)),
+            "char_offsets": _offsets([len(segment.text) for segment in segments]),
+            "byte_offsets": _offsets([len(segment.data) for segment in segments]),
+            "token_offsets": _offsets([len(segment.token_ids) for segment in segments]),
             "lost_characters": count_lost(self.processor, segments),
             "digests": _stack(
                 [torch.tensor(list(segment.digest), dtype=torch.uint8) for segment in segments],
                 torch.empty((0, 32), dtype=torch.uint8),
             ),
         }
-        if self.options.dtype == torch.int8:
+        if dtype == torch.int8:
             tensors["latent_scales"] = _stack([item.scales for item in measured], torch.empty((0, shape[1])))
         if self.model.config.latent_stride is not None:
             tensors["strides"] = torch.tensor([item.stride for item in measured], dtype=torch.int64)
@@ -387,27 +399,16 @@ class Compressor:
             tensors["margins"] = torch.cat([torch.empty(0, dtype=MARGIN_DTYPE), *margins])
         if residuals is not None:
             records = [residual.encode() for residual in residuals]
-            state.exact.residual_bytes += sum(len(record) for record in records)
+            self.state.exact.residual_bytes += sum(len(record) for record in records)
             tensors["residual"] = torch.tensor(list(b"".join(records)), dtype=torch.uint8)
-            tensors["residual_offsets"] = _offsets(0, [len(record) for record in records])
+            tensors["residual_offsets"] = _offsets([len(record) for record in records])
+        self.state.tokens += int(tensors["token_offsets"][-1])
         tensors["checksums"] = segment_checksums(tensors)
         return tensors
 
 
-def _refuse_undecoded(segments: Sequence[Segment], position: int) -> None:
-    for segment in segments:
-        try:
-            segment.data.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"`source` is not UTF-8 at byte {position + error.start:,}. Convert it first, or use `exact=True`, "
-                "which keeps any bytes."
-            ) from error
-        position += len(segment.data)
-
-
-def _offsets(start: int, lengths: Sequence[int]) -> torch.Tensor:
-    return torch.tensor([start, *lengths], dtype=torch.int64).cumsum(0)
+def _offsets(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
 
 
 def _stack(rows: Sequence[torch.Tensor], empty: torch.Tensor) -> torch.Tensor:
@@ -422,7 +423,7 @@ def _compress_to_file(
         check_joinable(base, CompressedContext(compressor.header, **compressor.empty()))
     wanted = dataclasses.asdict(compressor.header)
     # The header does not say these, the finished file shows them by its tensors.
-    wanted |= {"dtype": str(compressor.options.dtype), "verify": compressor.options.verify}
+    wanted |= {"latent_dtype": str(compressor.options.latent_dtype), "verify": compressor.options.verify}
     wanted["appends_to"] = None if base is None else hashlib.sha256(base.digests.numpy().tobytes()).hexdigest()
     journal = Journal(path.with_name(path.name + JOURNAL_SUFFIX))
     journal.go_on(wanted)

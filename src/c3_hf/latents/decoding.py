@@ -11,6 +11,7 @@ from transformers import (
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
     StaticCache,
@@ -53,6 +54,7 @@ class Restorer:
         prompt_ids: `(prompt_length,)` int64, the prompt that asks for one context back, with its placeholders.
         fingerprints: Those of the pair.
         room: Tokens that the decoder has positions for behind the prompt.
+        segment_room: Most tokens of a segment that both halves have positions for.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
@@ -60,6 +62,9 @@ class Restorer:
         self.prompt_ids = torch.tensor(restoring_prompt_ids(processor))
         self.fingerprints = Fingerprints(model, processor)
         self.room = decoder_positions(model) - len(self.prompt_ids) - skipped_positions(model)
+        longest, config = min(context_room(model), self.room - 1), model.config
+        stride = config.latent_stride
+        self.segment_room = longest if stride is None else min(longest, stride * config.num_latents)
         # Whether guessing blocks pays for this model; None until it was tried.
         self._guesses: bool | None = None
 
@@ -74,13 +79,6 @@ class Restorer:
         if stop is None:
             raise ValueError("`model` has no `generation_config.eos_token_id`: set it to the ids that end a reply.")
         return [stop] if isinstance(stop, int) else list(stop)
-
-    @property
-    def longest_segment(self) -> int:
-        """Most tokens of a segment that both halves have positions for."""
-        longest = min(context_room(self.model), self.room - 1)
-        stride, num_latents = self.model.config.latent_stride, self.model.config.num_latents
-        return longest if stride is None else min(longest, stride * num_latents)
 
     def generate(
         self,
@@ -392,6 +390,13 @@ def context_room(model: PreTrainedModel) -> int:
 def decoder_positions(model: PreTrainedModel) -> int:
     """Positions of the decoder, for prompt and reply together."""
     return model.config.text_config.max_position_embeddings
+
+
+def cache_bytes(config: PretrainedConfig, batch_size: int, length: int, element_size: int) -> int:
+    """Bytes of a decoder's keys and values; families without grouped heads give no `num_key_value_heads`."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * batch_size * length * element_size
 
 
 def skipped_positions(model: PreTrainedModel) -> int:

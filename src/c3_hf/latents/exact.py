@@ -159,16 +159,20 @@ def apply_edits(decoded: bytes, edits: Sequence[Edit]) -> bytes:
 
 
 def lost_characters(decoded: str, wanted: str) -> list[int]:
-    """Positions of `wanted` whose characters are not in `decoded`: at each difference the nearest way to go on."""
-    lost: list[int] = []
+    """Positions of `wanted` that `decoded` does not give, at each difference by the nearest way to go on.
+
+    These are the characters that are not there, and where `decoded` has one too many the one behind it, or at the end
+    the last: both texts are the same if and only if nothing is lost.
+    """
+    lost: set[int] = set()
     i = j = 0
     while True:
         same = _common_prefix(decoded, wanted, i, j)
         i, j = i + same, j + same
         if i == len(decoded) and j == len(wanted):
-            return lost
+            return sorted(lost)
         drop, size = _resync(decoded, wanted, i, j, 1, _CHARACTER_REACH) or (1, 1)
-        lost += range(j, min(j + size, len(wanted)))
+        lost |= {*range(j, min(j + size, len(wanted)))} or {min(j, len(wanted) - 1)}
         i, j = min(i + drop, len(decoded)), min(j + size, len(wanted))
 
 

@@ -1,13 +1,21 @@
-"""The file of a compressed context: plain safetensors with a versioned header; see docs/latent_format.md.
+"""The file of a compressed context, and the journal of one that is being made; see docs/latent_format.md.
 
 Everything here works on a header and a dictionary of tensors. What the tensors mean is [`CompressedContext`]'s
-business; how they lie in the file, and how damage is noticed, is decided here.
+business; how they lie in the file, plain safetensors with a versioned header, and how damage is noticed, is decided
+here.
+
+While FILE.c3 is being made, the finished segments are appended to FILE.c3.journal: a line that says what the file is,
+then records of `<u32 length> <u32 CRC-32> <payload>`, little-endian. The first payload is the header as JSON, each
+further one a group of segments as a small safetensors file of the same layout as the finished one. A record counts
+once its checksum is right, and it is on the disk before the next group is begun. At the end the records are copied
+into the finished file, which appears in one step, and the journal goes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -16,13 +24,19 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from transformers.utils import logging
 
 from ..files import atomic_file
+from .segments import Segment, TextReader
 
+
+logger = logging.get_logger(__name__)
 
 FORMAT = "c3-context"
 FORMAT_VERSION = 1
@@ -61,6 +75,11 @@ _HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "float | None": (int, float, type(None)),
 }
+
+# What lies beside FILE while it is being made.
+JOURNAL_SUFFIX = ".journal"
+MAGIC = b"c3-context journal 1\n"
+_RECORD = struct.Struct("<II")
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -190,7 +209,10 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, torch.
 
     Raises:
         ValueError: If the file is truncated, damaged, of a later version or not a compressed context at all.
+        IsADirectoryError: If it is a folder.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     try:
         with _readable_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -426,3 +448,143 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
 
 def _within(values: torch.Tensor, low: int, high: torch.Tensor) -> bool:
     return bool(((values >= low) & (values <= high)).all())
+
+
+class Journal:
+    """An open journal.
+
+    Args:
+        path: The journal's own path.
+
+    Attributes:
+        header: What the file shall say of itself; `None` before [`go_on`] where there was no journal to go on with.
+        num_records: Groups of segments that are safely written.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.header: dict[str, Any] | None = None
+        self.num_records = 0
+        self._end = 0
+        if self.path.exists():
+            self._recover()
+
+    def go_on(self, wanted: dict[str, Any]) -> None:
+        """Begin a journal with this header, or make sure that the one that is there was begun by the same call.
+
+        The file comes into being with the first segments.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        if self.header is None:
+            self.header, self.num_records, self._end = wanted, 0, 0
+            return
+        differing = sorted(key for key in wanted if wanted[key] != self.header.get(key))
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"`output`: {self.path} holds an unfinished run with other settings ({key}: "
+                f"{self.header.get(key)!r}, now {wanted[key]!r}). Repeat the call it was begun with, or delete it."
+            )
+        logger.info(f"{self.path}: going on behind {self.num_records} finished groups of segments.")
+
+    def read_past(self, reader: TextReader) -> Iterator[bytes]:
+        """Read past the text of the finished segments, making sure that it is the same text; the bytes of each.
+
+        Raises:
+            ValueError: If it is another text.
+        """
+        end = 0
+        for piece in self.pieces():
+            for length, digest in zip(piece["char_offsets"].diff().tolist(), piece["digests"].tolist()):
+                segment = Segment(reader.take(length), ())
+                end += length
+                if segment.digest != bytes(digest):
+                    raise ValueError(
+                        f"`source` differs from the text that {self.path} was begun with, before character {end:,}. "
+                        "Give the same text, or delete the journal."
+                    )
+                yield segment.data
+
+    def append(self, tensors: Tensors) -> None:
+        """Write a group of segments; when this returns, it is on the disk."""
+        header = self.header or {}
+        if not self.num_records:
+            self._end = len(MAGIC)
+            with self.path.open("wb") as file:
+                file.write(MAGIC)
+            self._append(json.dumps(header, sort_keys=True, ensure_ascii=False).encode())
+        metadata = metadata_of(header, tensors)
+        self._append(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+        self.num_records += 1
+
+    def pieces(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The groups of segments in order, one in memory at a time.
+
+        Raises:
+            ValueError: If a group does not read back.
+        """
+        if not self.num_records:
+            return
+        with self.path.open("rb") as file:
+            file.seek(len(MAGIC))
+            _read_record(file)
+            for _ in range(self.num_records):
+                payload = _read_record(file)
+                if payload is None:
+                    raise ValueError(f"`path`: {self.path} changed while it was read.")
+                yield _parse_piece(payload, str(self.path))
+
+    def remove(self) -> None:
+        """Delete the journal; its content is in the finished file."""
+        self.path.unlink(missing_ok=True)
+
+    def _append(self, payload: bytes) -> None:
+        with self.path.open("r+b") as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            file.write(_RECORD.pack(len(payload), zlib.crc32(payload)) + payload)
+            file.flush()
+            os.fsync(file.fileno())
+            self._end = file.tell()
+
+    def _recover(self) -> None:
+        """Find the end of the last whole record; what lies behind it is overwritten by the next."""
+        with self.path.open("rb") as file:
+            start = file.read(len(MAGIC))
+            # A crash can leave a file at its length before its content reached the disk: zeros.
+            if not MAGIC.startswith(start.rstrip(b"\0")):
+                raise ValueError(
+                    f"`path`: {self.path} is no journal of `c3-hf compress`, it starts with {start!r}. Move it away."
+                )
+            header = _read_record(file) if start == MAGIC else None
+            while header is not None and _read_record(file) is not None:
+                self.header = read_header(header, str(self.path))
+                self.num_records += 1
+                self._end = file.tell()
+
+
+def _read_record(file: IO[bytes]) -> bytes | None:
+    head = file.read(_RECORD.size)
+    if len(head) < _RECORD.size:
+        return None
+    size, checksum = _RECORD.unpack(head)
+    # No payload is empty, but eight zero bytes, as a crash leaves them, would read as such a record.
+    if not 0 < size <= os.fstat(file.fileno()).st_size - file.tell():
+        return None
+    payload = file.read(size)
+    return payload if zlib.crc32(payload) == checksum else None
+
+
+def _parse_piece(payload: bytes, name: str) -> dict[str, torch.Tensor]:
+    # safetensors gives tensors only: the metadata stands in the JSON header at the front.
+    size = struct.unpack_from("<Q", payload.ljust(8, b"\0"))[0]
+    header = read_header(payload[8 : 8 + size], name)
+    try:
+        metadata = header.pop("__metadata__")
+        check_declared(metadata, {key: (entry["dtype"], entry["shape"]) for key, entry in header.items()}, name)
+        tensors = load(payload)
+    except (KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"`path`: {name} holds a group of segments that cannot be read ({error}).") from error
+    return parse(metadata, tensors, name)[1]

@@ -15,13 +15,16 @@ import json
 from collections.abc import Iterable
 from functools import cached_property
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..modeling.prompt_c3 import TokenReader
-from .file import ContextHeader
+
+
+if TYPE_CHECKING:
+    from .context import CompressedContext
 
 
 _WHOLE, _SAMPLED = 1 << 16, 1 << 12
@@ -75,16 +78,6 @@ def restoring_prompt_ids(processor: ProcessorMixin) -> list[int]:
     return inputs["input_ids"][0].tolist()
 
 
-class MadeBy(Protocol):
-    """A compressed context, as far as it is asked here."""
-
-    header: ContextHeader
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-
 class Fingerprints:
     """Those of a model and its processor, each computed when it is first asked for and then kept.
 
@@ -106,7 +99,7 @@ class Fingerprints:
         """See [`fingerprint_processor`]; `None` without a processor."""
         return None if self._processor is None else fingerprint_processor(self._processor)
 
-    def check(self, context: MadeBy) -> None:
+    def check(self, context: CompressedContext) -> None:
         """Raise ValueError unless a context was made by this model and, where it is given, this processor."""
         model, tokenizer = context.header.model, context.header.tokenizer
         if self.tokenizer not in (None, tokenizer):

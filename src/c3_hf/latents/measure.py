@@ -174,7 +174,8 @@ def _margins(logits: torch.Tensor, targets: torch.Tensor, restorer: Restorer) ->
 
 
 def count_lost(processor: ProcessorMixin, segments: Sequence[Segment]) -> torch.Tensor:
-    """Characters of each segment that decoding its own tokens does not give, `(num_segments,)` int64."""
+    """Characters of each segment that decoding its own tokens does not give, `(num_segments,)` int64; 0 only where it
+    gives the segment's text."""
     decoded = [decode_tokens(processor, segment.token_ids) for segment in segments]
     counts = [len(lost_characters(text, segment.text)) for text, segment in zip(decoded, segments)]
     return torch.tensor(counts, dtype=torch.int64)

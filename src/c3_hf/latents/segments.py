@@ -2,20 +2,22 @@
 
 Every character of the source belongs to exactly one segment and the segments are in order, so joining them gives the
 source back. A cut falls behind a paragraph, else behind a sentence, else in front of white space, else anywhere;
-where it falls does not depend on how the source was chunked.
+where it falls does not depend on the pieces in which the source came.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import io
 import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -56,12 +58,12 @@ class Segment:
     token_ids: tuple[int, ...]
     encoder_ids: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         """The bytes of the source that this segment stands for."""
         return self.text.encode("utf-8", "surrogateescape")
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of `data`, 32 bytes."""
         return hashlib.sha256(self.data).digest()
@@ -80,7 +82,7 @@ def iter_text(source: Source) -> Iterator[str]:
             an iterable of `str` or `bytes` pieces, which may break anywhere, inside a character too.
 
     Raises:
-        TypeError: If a piece is neither `str` nor `bytes`.
+        TypeError: If a piece is neither `str` nor `bytes`, or `source` is a mapping or a set.
         ValueError: If a `str` has a lone surrogate and hence no UTF-8 form.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -92,6 +94,8 @@ def iter_text(source: Source) -> Iterator[str]:
                     f"`source` has the lone surrogate U+{ord(lone.group()):04X}, which is no character and has no "
                     "UTF-8 form; expected valid text. Give undecoded data as bytes."
                 )
+            # Bytes of a character that a str breaks off stay where they were.
+            yield decoder.decode(b"", final=True)
             yield piece
         elif isinstance(piece, (bytes, bytearray, memoryview)):
             yield decoder.decode(bytes(piece))
@@ -109,12 +113,12 @@ def _pieces(source: Source) -> Iterator[object]:
     elif isinstance(source, io.IOBase):
         while piece := source.read(_READ_SIZE):
             yield piece
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, Set)):
         yield from source
     else:
         raise TypeError(
-            f"`source` must be str, bytes, a pathlib.Path, an open file or an iterable of pieces, "
-            f"got {type(source).__name__}."
+            "`source` must be str, bytes, a pathlib.Path, an open file or an iterable of pieces in their order, got "
+            f"{type(source).__name__}."
         )
 
 
@@ -133,7 +137,9 @@ def name_of(source: Source) -> str | None:
 
 
 def warn_of_file_name(source: Source) -> None:
-    """Warn of a text that is the name of a file: its content may be meant."""
+    """Warn of a text that is the name of a file, or whose first piece is: its content may be meant."""
+    if isinstance(source, (list, tuple)) and source:
+        source = source[0]
     # Longer than any path, or no path at all: the question need not reach the file system.
     if not isinstance(source, str) or not 0 < len(source) < 1024 or "\n" in source or "\0" in source:
         return
@@ -145,16 +151,35 @@ def warn_of_file_name(source: Source) -> None:
         )
 
 
-def refuse_source_as_output(source: Source, output: str | os.PathLike) -> None:
-    """Raise ValueError if both are one file: writing the one would lose the other."""
-    file = source if isinstance(source, os.PathLike) else getattr(source, "name", None)
-    if not isinstance(file, (str, os.PathLike)) or not os.path.exists(file) or not os.path.exists(output):
+def refuse_undecoded(segments: Sequence[Segment], position: int) -> None:
+    """Raise ValueError if segments hold bytes that are not UTF-8; `position` is the first's byte in the source."""
+    for segment in segments:
+        try:
+            segment.data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"`source` is not UTF-8 at byte {position + error.start:,}. Convert it first, or use `exact=True`, "
+                "which keeps any bytes."
+            ) from error
+        position += len(segment.data)
+
+
+def refuse_source_as_output(source: Source, output: str | os.PathLike, *beside: str) -> None:
+    """Raise ValueError if the source is the output, or a file that lies beside it, with one of the suffixes `beside`,
+    while it is made: its text would be lost."""
+    file = source if isinstance(source, os.PathLike) else None
+    if hasattr(source, "fileno"):
+        # Of a file in memory there is no number.
+        with contextlib.suppress(OSError):
+            file = source.fileno()
+    if file is None or not os.path.exists(file):
         return
-    if os.path.samefile(file, output):
-        raise ValueError(
-            f"`output` {os.fspath(output)!r} and `source` are one file, whose text would be lost. Give another "
-            "`output`."
-        )
+    place = os.path.realpath(output)
+    for name in (output, *(place + suffix for suffix in beside)):
+        if os.path.exists(name) and os.path.samefile(file, name):
+            raise ValueError(
+                f"`output`: {os.fspath(name)} and `source` are one file, whose text would be lost. Give another name."
+            )
 
 
 class TextReader:

@@ -113,8 +113,8 @@ def check_contexts(
     Raises:
         TypeError: if the latents are no tensor.
         ValueError: if not exactly one of contexts and latents is given, shapes or batch sizes do not fit, a context
-            holds the marker that the original appended to it, strides do not fit, or a row has fewer placeholders
-            than its contexts need or a marker outside a whole block.
+            holds the marker that the original appended to it or an id that the encoder has not, strides do not fit,
+            or a row has fewer placeholders than its contexts need or a marker outside a whole block.
     """
     if context_input_ids is not None and context_latents is not None:
         raise ValueError(
@@ -194,6 +194,7 @@ def _check_values(config, contexts, placeholder_mask, prompt_ids):
         wrong["marked"] = contexts.input_ids == config.encoder_context_start_token_id
         if contexts.attention_mask is not None:
             wrong["marked"] = wrong["marked"] & contexts.attention_mask.bool()
+        wrong["foreign"] = (contexts.input_ids < 0) | (contexts.input_ids >= config.encoder_config.vocab_size)
     if contexts.strides is not None:
         wrong["strides"] = (contexts.strides < 1) | (contexts.strides > config.latent_stride)
     if placeholder_mask is not None:
@@ -215,6 +216,13 @@ def _check_values(config, contexts, placeholder_mask, prompt_ids):
                 f"`context_input_ids` of row {row}, context {found[0][1]}, holds the context start marker "
                 f"{config.encoder_context_start_token_id}: a context is text only, the model adds the marker and the "
                 "latent queries. Cut the original's `<img>…</img>` block off."
+            )
+        if name == "foreign":
+            raise ValueError(
+                f"`context_input_ids` of row {row}, context {found[0][1]}, has the id "
+                f"{contexts.input_ids[tuple(found[0])].item()}, outside the encoder's vocabulary of "
+                f"{config.encoder_config.vocab_size}: contexts are read with `processor.encoder_tokenizer`, and pads "
+                "need an id of it too."
             )
         if name == "strides":
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
+from .chats_c3 import as_chats, kind_of, reopen_last_turn, take_contexts
 from .positions_c3 import pad_contexts, pad_rows
 from .prompt_c3 import (
     CONTEXT_END_TOKEN,
@@ -29,8 +30,6 @@ from .prompt_c3 import (
     escape,
     escape_characters,
     reads_escapes,
-    reopen_last_turn,
-    take_contexts,
 )
 
 
@@ -302,7 +301,8 @@ class C3Processor(ProcessorMixin):
             padding, truncation, return_tensors: as in `__call__`.
             chat_template (`str`, *optional*): instead of the default one; `"decoder"` is the decoder's own, if kept.
             continue_final_message (`bool`, defaults to `False`): leave the last message open, a begun reply.
-            kwargs: the other options of `__call__`, also as a dict `tokenizer_kwargs`; and variables of the template.
+            kwargs: the other options of `__call__`, also as dicts `tokenizer_kwargs`, `processor_kwargs` or
+                `text_kwargs`; and variables of the template.
 
         Returns:
             As `__call__`; with latents, `context_latents`
@@ -314,9 +314,11 @@ class C3Processor(ProcessorMixin):
                 no user message to stand in, the template has no place for `tools`, or as in `__call__`.
         """
         options = {name: kwargs.pop(name) for name in TOKENIZER_OPTIONS if name in kwargs}
-        options |= kwargs.pop("tokenizer_kwargs", None) or {}
-        single = bool(conversation) and isinstance(conversation[0], dict)
-        chats = [conversation] if single else list(conversation)
+        for name in ("tokenizer_kwargs", "processor_kwargs", "text_kwargs"):
+            options |= kwargs.pop(name, None) or {}
+        padding, truncation = options.pop("padding", padding), options.pop("truncation", truncation)
+        return_tensors = options.pop("return_tensors", return_tensors)
+        chats, single = as_chats(conversation)
         named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = named.get(chat_template or "default", chat_template)
         if kwargs.get("tools") and "tools" not in template:
@@ -339,7 +341,7 @@ class C3Processor(ProcessorMixin):
             texts.append(reopen_last_turn(text, add_generation_prompt) if continue_final_message else text)
         if not tokenize:
             return texts[0] if single else texts
-        kinds = {_kind(context) for row in rows for context in row}
+        kinds = {kind_of(context) for row in rows for context in row}
         if len(kinds) > 1:
             raise ValueError(
                 "the context parts of one call must be all `text`, all `latents` or all `num_blocks`, got several "
@@ -369,8 +371,9 @@ class C3Processor(ProcessorMixin):
         return [self.decode(sequence, skip_special_tokens=skip_special_tokens, **kwargs) for sequence in sequences]
 
     def decode(self, token_ids, skip_special_tokens=True, **kwargs) -> str:
-        """Text of one sequence, `(sequence_length,)`; see [`batch_decode`]."""
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
+        """Text of one sequence, `(sequence_length,)`, or of one id; see [`batch_decode`]."""
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        ids = [ids] if isinstance(ids, int) else list(ids)
         turn, stop = self.tokenizer.convert_tokens_to_ids([TURN_TOKEN, STOP_TOKEN])
         first = max((i + 1 for i, token in enumerate(ids) if token == turn), default=0)
         stops = (i for i in range(first, len(ids)) if ids[i] in (stop, self.tokenizer.eos_token_id))
@@ -426,10 +429,6 @@ def _as_tensors(tensor, return_tensors):
         return tensor
     # numpy has no bfloat16.
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy() if return_tensors else tensor.tolist()
-
-
-def _kind(context):
-    return "text" if isinstance(context, str) else "num_blocks" if context is None else "latents"
 
 
 def _pad_latents(rows):

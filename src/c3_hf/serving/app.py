@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,6 +16,7 @@ from starlette.datastructures import UploadFile
 from transformers.utils import logging
 
 from .. import __version__
+from ..latents.decoding import decoder_positions
 from ..pipeline import C3Pipeline
 from .chat import Answer, Asked, PromptReader, Usage
 from .contexts import Contexts
@@ -32,7 +34,7 @@ from .protocol import (
     read_form,
     read_segments,
 )
-from .replies import Engine, Piece, positions_of
+from .replies import Engine, Piece
 from .store import SUFFIX, ContextStore
 
 
@@ -49,9 +51,6 @@ class Server:
         engine: What makes replies.
         limits: What a client may ask for.
         metrics: Where requests are counted.
-
-    Raises:
-        ValueError: If the latents of the model have a stride, which stored contexts do not say.
     """
 
     def __init__(
@@ -63,8 +62,6 @@ class Server:
         limits: Limits,
         metrics: Metrics,
     ):
-        if pipe.model.config.latent_stride is not None:
-            raise ValueError("`pipe`: the latents of this model have a stride; such a model cannot be served yet.")
         self._pipe, self._thread, self._engine, self._metrics = pipe, thread, engine, metrics
         self._contexts = Contexts(pipe, thread, store, limits)
         self._prompts = PromptReader(pipe, self._contexts, limits)
@@ -130,7 +127,7 @@ class Server:
             "created": 0,
             "owned_by": "c3_hf",
             "num_latents": config.num_latents,
-            "positions": positions_of(self._pipe),
+            "positions": decoder_positions(self._pipe.model),
             "prompts": self._pipe.processor.prompts,
         }
 
@@ -187,8 +184,9 @@ class Server:
         finally:
             connection.close()
             self._metrics.count(usage)
-            for part in (chunks, pieces):
-                await part.aclose()
+            with anyio.CancelScope(shield=True):
+                for part in (chunks, pieces):
+                    await part.aclose()
 
     async def _pieces(self, asked: Asked) -> AsyncGenerator[Piece, None]:
         """The replies to all prompts of a request, one prompt after the other."""

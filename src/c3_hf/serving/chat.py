@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
+from ..latents.decoding import decoder_positions
 from ..pipeline import C3Pipeline
 from .contexts import Contexts, Latents, check_texts
 from .protocol import ApiError, ChatForm, CompletionForm, ContextPart, GenerationForm, Limits
-from .replies import Piece, Prompt, Run, Settings, positions_of
+from .replies import Piece, Prompt, Run, Settings, positions_taken
 
 
 # Tokens of a reply where neither the request nor the checkpoint says how many.
@@ -82,6 +83,7 @@ class PromptReader:
         check_texts([str(part if isinstance(part, str) else part.text or "") for part in parts], self._limits)
         usage = Usage()
         read: list[tuple[str, list[Run]]] = []
+        strides: list[int] = []
         for role, content in messages:
             runs: list[Run] = []
             for part in content:
@@ -89,6 +91,7 @@ class PromptReader:
                     latents: Latents = await self._contexts.latents_of(part)
                     usage.context_tokens += latents.tokens
                     usage.context_latents += latents.blocks.shape[0] * latents.blocks.shape[1]
+                    strides += latents.strides
                     if len(latents.blocks):
                         runs.append(latents.blocks)
                 elif runs and isinstance(runs[-1], str):
@@ -99,10 +102,10 @@ class PromptReader:
         blocks = [run for _, runs in read for run in runs if isinstance(run, torch.Tensor)]
         begun = read[-1][0] == "assistant"
         ids = await asyncio.to_thread(self._render, read, begun)
-        prompt = Prompt(ids, torch.cat(blocks) if blocks else None, read, begun)
+        prompt = Prompt(ids, torch.cat(blocks) if blocks else None, strides, read, begun)
         usage.prompt_tokens = len(ids)
         most = form.max_completion_tokens or form.max_tokens
-        return Asked([prompt], [self._settings(form, most, len(ids))], usage)
+        return Asked([prompt], [self._settings(form, most, prompt)], usage)
 
     async def read_completion(self, form: CompletionForm) -> Asked:
         """The prompts of a completion.
@@ -117,7 +120,7 @@ class PromptReader:
             raise ApiError(400, "`prompt` is empty: give at least a word to go on from.", "empty_prompt", "prompt")
         read = await asyncio.to_thread(self._pipe.processor.reader.read_plain, texts)
         prompts = [Prompt(ids) for ids, _ in read]
-        settings = [self._settings(form, form.max_tokens or 16, len(prompt.ids)) for prompt in prompts]
+        settings = [self._settings(form, form.max_tokens or 16, prompt) for prompt in prompts]
         if len(prompts) * settings[0].num_replies > self._limits.max_choices:
             raise _too_many_choices(self._limits)
         return Asked(prompts, settings, Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts)))
@@ -144,15 +147,15 @@ class PromptReader:
                 400, f"these messages cannot be rendered: {error}", "invalid_messages", "messages"
             ) from error
 
-    def _settings(self, form: GenerationForm, max_tokens: int | None, prompt_length: int) -> Settings:
+    def _settings(self, form: GenerationForm, max_tokens: int | None, prompt: Prompt) -> Settings:
         own = self._pipe.model.generation_config
-        positions = positions_of(self._pipe)
-        room = positions - prompt_length
+        positions, taken = decoder_positions(self._pipe.model), positions_taken(prompt, self._pipe)
+        room = positions - taken
         if room < 1 or (max_tokens or 1) > room:
             raise ApiError(
                 400,
-                f"the prompt has {prompt_length:,} tokens and the reply may have {max_tokens or 1:,}, the model has "
-                f"{positions:,} positions. Shorten one of them.",
+                f"the prompt takes {taken:,} positions and the reply may take {max_tokens or 1:,}, the model has "
+                f"{positions:,}. Shorten one of them.",
                 "context_length_exceeded",
                 "messages" if isinstance(form, ChatForm) else "prompt",
             )

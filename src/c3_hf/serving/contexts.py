@@ -13,10 +13,11 @@ import torch
 from transformers.utils import logging
 
 from ..latents import CompressedContext
+from ..latents.decoding import decoder_positions, skipped_positions
 from ..pipeline import C3Pipeline
 from .engine import ModelThread, describe_error
 from .protocol import ApiError, CompressionForm, ContextPart, Limits
-from .replies import Places, positions_of
+from .replies import Places
 from .store import JOURNAL_SUFFIX, ContextStore, context_id_of
 
 
@@ -52,10 +53,12 @@ class Latents:
 
     Attributes:
         blocks: `(num_blocks, num_latents, text_hidden_size)`, projected, in the model's dtype and on its device.
+        strides: Tokens that each latent of each block stands for; empty for a model whose latents have no stride.
         tokens: Tokens of its text.
     """
 
     blocks: torch.Tensor
+    strides: list[int]
     tokens: int
 
 
@@ -177,10 +180,12 @@ class Contexts:
         model = self._pipe.model
         if not chosen:
             config = model.config
-            return Latents(torch.zeros(0, config.num_latents, config.text_config.hidden_size), 0)
+            return Latents(torch.zeros(0, config.num_latents, config.text_config.hidden_size), [], 0)
         some = context if part.segments is None else CompressedContext.concatenate([context[i] for i in chosen])
         try:
-            return Latents(await self._thread.run(lambda: some.project(model)), some.num_tokens)
+            strides = some.context_strides(model)
+            blocks = await self._thread.run(lambda: some.project(model))
+            return Latents(blocks, [] if strides is None else strides[0].tolist(), some.num_tokens)
         except ValueError as error:
             raise ApiError(500, f"this context is damaged: {part.id or 'text'}.", "context_damaged") from error
 
@@ -202,10 +207,11 @@ class Contexts:
         pipe = self._pipe
         ids = await asyncio.to_thread(pipe.processor.encoder_reader.read_plain, [text])
         self._check_room(len(ids[0][0]) // self.store.header.segment_length)
-        return await self._thread.run(lambda: pipe.compress([text], dtype=torch.float32, batch_size=_BATCH))
+        return await self._thread.run(lambda: pipe.compress([text], latent_dtype=torch.float32, batch_size=_BATCH))
 
     def _check_room(self, num_blocks: int) -> None:
-        positions, per_block = positions_of(self._pipe), self._pipe.model.config.num_latents + 2
+        model = self._pipe.model
+        positions, per_block = decoder_positions(model), model.config.num_latents + 2 + skipped_positions(model)
         if num_blocks * per_block >= positions:
             raise ApiError(
                 400,
@@ -279,7 +285,7 @@ def _options_of(form: CompressionForm) -> dict[str, Any]:
     """The options of `compress` that a form asks for."""
     return {
         "segment_length": form.segment_length,
-        "dtype": getattr(torch, form.dtype),
+        "latent_dtype": getattr(torch, form.dtype),
         "verify": form.verify,
         "exact": form.exact,
         "target_fidelity": form.target_fidelity,

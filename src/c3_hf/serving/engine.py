@@ -14,11 +14,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
+from ..latents.decoding import decoder_positions
 from ..modeling.positions_c3 import pad_rows
 from ..modeling.prompt_c3 import STOP_TOKEN
 from ..pipeline import C3Pipeline
 from .protocol import ApiError, Limits
-from .replies import Piece, Places, Prompt, Settings, TextStream, positions_of
+from .replies import Piece, Places, Prompt, Settings, TextStream, positions_taken
 
 
 logger = logging.get_logger(__name__)
@@ -228,7 +229,7 @@ class TransformersEngine:
 
     def _take(self) -> list[_Row]:
         """The rows of the next batch: the first that waits, and those that fit beside it."""
-        room = positions_of(self._pipe)
+        room = decoder_positions(self._pipe.model)
         rows: list[_Row] = []
         passed_over: deque[_Row] = deque()
         with self._lock:
@@ -237,7 +238,7 @@ class TransformersEngine:
                 if not row.is_wanted:
                     continue
                 beside = [*rows, row]
-                longest = max(len(other.prompt.ids) for other in beside)
+                longest = max(positions_taken(other.prompt, self._pipe) for other in beside)
                 if longest + max(other.settings.max_tokens for other in beside) <= room or not rows:
                     rows.append(row)
                 else:
@@ -275,10 +276,14 @@ class TransformersEngine:
         options: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([_Taps(rows, self._stops)])}
         if any(row.settings.temperature > 0 for row in rows):
             options["logits_processor"] = LogitsProcessorList([_Draws(rows)])
+        device = self._pipe.device
         latents = _joined_latents(rows)
         if latents is not None:
             options["context_latents"] = latents
-        device = self._pipe.device
+        if latents is not None and model.config.latent_stride is not None:
+            # Slots behind a row's own contexts are not used.
+            strides = [[*row.prompt.strides, *[1] * (latents.shape[1] - len(row.prompt.strides))] for row in rows]
+            options["context_strides"] = torch.tensor(strides, device=device)
         model.generate(ids.to(device), config, attention_mask=mask.to(device), **options)
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, MutableMapping, Sequence
 from typing import Any, TypeVar, cast
 
+import anyio
 from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -164,7 +165,9 @@ class Connection:
         finally:
             if not work.done():
                 work.cancel()
-                await asyncio.wait({work})
+                # Starlette cancels by anyio, which cancels each further wait too, unless it is shielded.
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait({work})
         raise ApiError(CLIENT_LEFT, "the client has left.", "client_left")
 
     def close(self) -> None:
@@ -180,7 +183,8 @@ class ClosingStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await cast("AsyncGenerator[Any, None]", self.body_iterator).aclose()
+            with anyio.CancelScope(shield=True):
+                await cast("AsyncGenerator[Any, None]", self.body_iterator).aclose()
 
 
 def error_response(error: ApiError) -> JSONResponse:

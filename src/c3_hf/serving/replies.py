@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 from transformers import ProcessorMixin
 
+from ..latents.decoding import skipped_positions
 from ..pipeline import C3Pipeline
 from .protocol import ApiError
 
@@ -25,12 +26,14 @@ class Prompt:
     Attributes:
         ids: The decoder's tokens, placeholders included.
         latents: What stands in their places, `(num_blocks, num_latents, text_hidden_size)`; None without contexts.
+        strides: Tokens that each latent of each block stands for; empty for a model whose latents have no stride.
         messages: Role and content of each message, for an engine that writes the turns itself; None outside a chat.
         begun: Whether the last message is a reply to go on with.
     """
 
     ids: Sequence[int]
     latents: torch.Tensor | None = None
+    strides: Sequence[int] = ()
     messages: Sequence[tuple[str, Sequence[Run]]] | None = None
     begun: bool = False
 
@@ -173,9 +176,10 @@ class TextStream:
         return self._tokenizer.decode(self._ids[start:stop], skip_special_tokens=True)
 
 
-def positions_of(pipe: C3Pipeline) -> int:
-    """Positions of the decoder, for prompt and reply together."""
-    return pipe.model.config.text_config.max_position_embeddings
+def positions_taken(prompt: Prompt, pipe: C3Pipeline) -> int:
+    """Positions of the decoder that a prompt takes before its reply."""
+    num_blocks = 0 if prompt.latents is None else len(prompt.latents)
+    return len(prompt.ids) + num_blocks * skipped_positions(pipe.model)
 
 
 def _overlap(text: str, stop: str) -> int:

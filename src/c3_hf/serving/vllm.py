@@ -18,7 +18,6 @@ import httpx
 import torch
 from transformers.utils import logging
 
-from ..modeling.prompt_c3 import CONTEXT_END_TOKEN, CONTEXT_START_TOKEN
 from ..pipeline import C3Pipeline
 from .engine import ModelThread
 from .protocol import ApiError, Limits
@@ -39,8 +38,9 @@ _CHECK_TEXTS = (
 class VllmEngine:
     """Replies by vLLM servers, used in turn; one that cannot be reached is left out for a while.
 
-    User text that holds a special string travels as embeddings of its plain tokens, because the exported decoder's
-    own tokenizer would take the string for the token. A salt made of the latents keeps a server's prefix cache from
+    A context travels as embeddings with those of its markers around it, since the exported chat template keeps user
+    text plain. User text that holds a special string travels as embeddings of its plain tokens, for decoders whose
+    tokenizer would take the string for the token. A salt made of the embeddings keeps a server's prefix cache from
     mixing up prompts whose contexts differ.
 
     Args:
@@ -97,7 +97,8 @@ class VllmEngine:
         """Ask each server two different contexts, once.
 
         Raises:
-            ValueError: If one cannot be reached, takes no embeddings, or does not tell the contexts apart.
+            ValueError: If one cannot be reached, takes no embeddings, reads another prompt than this model has, or
+                does not tell the contexts apart.
         """
         if self._is_checked:
             return
@@ -127,7 +128,9 @@ class VllmEngine:
             for url in self._in_turn():
                 begun = False
                 try:
-                    async with aclosing(self._stream(url, path, body)) as pieces:
+                    async with aclosing(
+                        self._stream(url, path, body, copies=settings.num_replies // body["n"])
+                    ) as pieces:
                         async for piece in pieces:
                             begun = True
                             yield piece
@@ -168,16 +171,28 @@ class VllmEngine:
 
     async def _ask_check(self, url: str, text: str) -> str:
         pipe = self._pipe
-        latents = await self._thread.run(lambda: pipe.compress(text, dtype=torch.float32).project(pipe.model).cpu())
-        prompt = Prompt((), latents, [("user", (latents, pipe.processor.prompts["restore"]))])
+        question = pipe.processor.prompts["restore"]
+        latents = await self._thread.run(
+            lambda: pipe.compress(text, latent_dtype=torch.float32).project(pipe.model).cpu()
+        )
+        content = [{"type": "context", "num_blocks": len(latents)}, {"type": "text", "text": question}]
+        ids = pipe.processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"][0].tolist()
+        prompt = Prompt(ids, latents, messages=[("user", (latents, question))])
         path, body = await self._request(prompt, Settings(max_tokens=16))
+        usage: dict[str, int] = {}
         try:
-            return "".join([piece.text async for piece in self._stream(url, path, body)])
+            reply = "".join([piece.text async for piece in self._stream(url, path, body, usage)])
         except (httpx.HTTPError, ApiError) as error:
             raise ValueError(
                 f"`urls`: {url} does not answer as vLLM with prompt embeddings does ({str(error)[:300]}). Start it on "
                 "the exported decoder with --enable-prompt-embeds, then start this server."
             ) from error
+        if usage.get("prompt_tokens") != len(ids):
+            raise ValueError(
+                f"`urls`: {url} reads {usage.get('prompt_tokens')} tokens in a prompt that has {len(ids)} here, so "
+                "its chat template or tokenizer is not this model's. Start vLLM on this model's exported decoder."
+            )
+        return reply
 
     async def _request(self, prompt: Prompt, settings: Settings) -> tuple[str, dict[str, Any]]:
         """Path and body of the request to a server."""
@@ -185,7 +200,8 @@ class VllmEngine:
             "max_tokens": settings.max_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "n": settings.num_replies,
+            # vLLM refuses several replies without chance: they are one, given several times.
+            "n": settings.num_replies if settings.temperature > 0 else 1,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -214,12 +230,10 @@ class VllmEngine:
         markup = ""
         for run in runs:
             if isinstance(run, torch.Tensor):
-                for block in run:
-                    parts.append(_text(markup + CONTEXT_START_TOKEN))
-                    parts.append(_embeds(block))
-                    markup = CONTEXT_END_TOKEN
+                parts += [_text(markup)] * bool(markup)
+                parts += [context_part(self._pipe, block) for block in run]
                 # As the chat template of C3 ends a context.
-                markup += "\n"
+                markup = "\n"
             elif not any(special in run for special in self._special):
                 markup += run
             else:
@@ -235,11 +249,13 @@ class VllmEngine:
         ids = self._pipe.processor.reader.read_plain([text])[0][0]
         return self._pipe.model.get_input_embeddings()(torch.tensor(ids, device=self._pipe.device))
 
-    async def _stream(self, url: str, path: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
-        """The pieces that a server gives."""
+    async def _stream(
+        self, url: str, path: str, body: dict[str, Any], usage: dict[str, int] | None = None, copies: int = 1
+    ) -> AsyncGenerator[Piece, None]:
+        """The pieces that a server gives, so many times; the tokens that it counts are put into `usage`."""
         body = {**body, "model": await self._model_of(url)}
         finished: dict[int, str] = {}
-        tokens = 0
+        usage = {} if usage is None else usage
         async with self._client.stream("POST", url + path, json=body) as answer:
             if answer.status_code != 200:
                 raise _refusal(answer.status_code, await answer.aread())
@@ -249,18 +265,37 @@ class VllmEngine:
                 chunk = json.loads(line.removeprefix("data: "))
                 if "error" in chunk:
                     raise ApiError(502, "the engine failed in the middle of a reply.", "engine_error")
-                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+                usage.update(chunk.get("usage") or {})
                 for choice in chunk.get("choices", ()):
                     text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
                     if choice.get("finish_reason"):
                         finished[choice["index"]] = choice["finish_reason"]
-                    if text:
-                        yield Piece(choice["index"], text)
+                    for copy in range(copies if text else 0):
+                        yield Piece(choice["index"] + copy, text)
         if len(finished) < body["n"]:
             raise ApiError(502, "the engine broke off in the middle of a reply.", "engine_error")
         # The server counts the tokens of all replies together.
-        for place, (index, reason) in enumerate(sorted(finished.items())):
+        tokens = copies * usage.get("completion_tokens", 0)
+        ends = [(index + copy, reason) for index, reason in sorted(finished.items()) for copy in range(copies)]
+        for place, (index, reason) in enumerate(ends):
             yield Piece(index, "", reason, tokens if place == 0 else 0)
+
+
+@torch.no_grad()
+def context_part(pipe: C3Pipeline, block: torch.Tensor) -> dict[str, Any]:
+    """A segment of a context as a part of a message to a vLLM server.
+
+    Args:
+        pipe: The model the decoder was exported from.
+        block: Projected latents of one segment, `(num_latents, text_hidden_size)`: `context.project(pipe.model)[0]`.
+
+    Returns:
+        `{"type": "prompt_embeds", "data": …}` with the embeddings of the markers in front and behind.
+    """
+    config = pipe.model.config
+    markers = torch.tensor([config.context_start_token_id, config.context_end_token_id], device=block.device)
+    start, end = pipe.model.get_input_embeddings()(markers).to(block.dtype)
+    return _embeds(torch.cat([start[None], block, end[None]]))
 
 
 def _text(text: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from ..data.lengths import SampleKey
 from ..data.samples import Sample, cut_to_tokens
 from ..data.tasks import restore
 from ..files import append_jsonl, read_jsonl
-from ..pipeline import restore_texts
+from ..pipeline import C3Pipeline
+from .losses import count_right
 
 
 # Contexts are sorted into bins by length in tokens: up to 8, 9 to 16, 17 to 32, ... and above the last.
@@ -120,24 +121,6 @@ class HeldOutText:
     text: str
 
 
-def parse_held_out_files(entries: Sequence[Any], data_dir: str | None) -> list[HeldOutFile]:
-    """Read the `eval_files` entry of a recipe: paths, or `{path, kind}` mappings, relative to `data_dir`.
-
-    Raises:
-        ValueError: if an entry has unknown fields or a file does not exist.
-    """
-    files = []
-    for entry in entries:
-        fields = {"path": entry} if isinstance(entry, str) else dict(entry)
-        path = Path(data_dir or ".") / fields.get("path", "")
-        if set(fields) - {"path", "kind"} or not path.is_file():
-            raise ValueError(
-                f"`eval_files` entries are existing files or {{path, kind}}, got {entry} ({str(path)!r})."
-            )
-        files.append(HeldOutFile(path, fields.get("kind")))
-    return files
-
-
 def read_held_out(
     files: Sequence[HeldOutFile], processor: Any, ratios: Sequence[float], num_items: int
 ) -> list[HeldOutText]:
@@ -162,32 +145,21 @@ def read_held_out(
     return cut
 
 
-def inputs_and_labels(batch: dict[str, Any], device: torch.device | str) -> tuple[dict[str, Any], torch.LongTensor]:
-    """What of a collated batch goes into the model, and the labels `(batch_size, num_labels)` of all logits that it
-    keeps but the last."""
-    inputs = {
-        name: value.to(device) if torch.is_tensor(value) else value
-        for name, value in batch.items()
-        if name not in ("labels", "outcome_counts")
-    }
-    return inputs, batch["labels"][:, -batch["logits_to_keep"] + 1 :].to(device)
-
-
 @torch.no_grad()
 def token_accuracy(model: nn.Module, collator: C3DataCollator, texts: Sequence[str], batch_size: int = 16) -> float:
     """Teacher-forced accuracy: share (0 to 1) of tokens, end of turn included, that are the likeliest given the true
     text before them."""
-    right = total = 0
+    counts = torch.zeros(2, dtype=torch.long)
     rng = np.random.default_rng()
     device = next(model.parameters()).device
     for start in range(0, len(texts), batch_size):
         examples = [restore(rng, text) for text in texts[start : start + batch_size]]
         batch = collator([Sample(example, SampleKey(0, 0)) for example in examples])
-        inputs, labels = inputs_and_labels(batch, device)
-        predicted = model(**inputs).logits[:, :-1].argmax(dim=-1)
-        counted = labels != -100
-        right += int(((predicted == labels) & counted).sum())
-        total += int(counted.sum())
+        labels = batch.pop("labels").to(device)
+        del batch["outcome_counts"]
+        inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        counts += count_right(model(**inputs).logits, labels).cpu()
+    right, total = counts.tolist()
     return right / total
 
 
@@ -196,5 +168,5 @@ def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str
     from rapidfuzz.distance import Levenshtein
 
     longest = max(len(ids) for ids, _ in processor.reader.read_plain(list(texts)))
-    restored = restore_texts(model, processor, list(texts), max_new_tokens=longest + 16)
+    restored = C3Pipeline(model, processor).round_trip(list(texts), max_new_tokens=longest + 16)
     return sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)

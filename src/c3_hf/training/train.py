@@ -13,13 +13,13 @@ from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
 from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches, LengthSchedule
-from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_files, parse_training_files
 from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
 from ..data.tasks import saved_prompts
 from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .losses import LatentReadout
-from .measures import HeldOutText, parse_held_out_files, read_held_out
+from .measures import HeldOutFile, read_held_out
 from .model import body, cast_model, checkpoint_dtype, compile_layers, prepare_model
 from .trainer import C3Trainer
 
@@ -39,6 +39,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     """
     set_seed(args.seed)
     files = parse_training_files(data_args.train_files, data_args.data_dir)
+    folder = data_args.eval_data_dir or data_args.data_dir
+    held_out = [HeldOutFile(*found) for found in parse_files("eval_files", data_args.eval_files, folder, "kind")]
     source = StreamingSource(files, args.seed) if data_args.streaming else RecordSource(files)
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
@@ -60,7 +62,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         data_collator=make_collator(data_args, args, processor, batches.schedule, config.latent_stride),
         train_dataset=make_dataset(data_args, args, processor, source, batches),
         batches=batches,
-        eval_texts=held_out_texts(data_args, processor),
+        eval_texts=read_held_out(held_out, processor, data_args.eval_ratios, data_args.eval_items),
         num_free_running=data_args.eval_free_running_items,
         curriculum=curriculum,
         readout=readout,
@@ -141,12 +143,6 @@ def make_dataset(
     if isinstance(source, StreamingSource):
         return StreamingMixtureDataset(source, maker, batches)
     return MixtureDataset(source, maker)
-
-
-def held_out_texts(data_args: DataArguments, processor: ProcessorMixin) -> list[HeldOutText]:
-    """The texts restored during training."""
-    files = parse_held_out_files(data_args.eval_files, data_args.eval_data_dir or data_args.data_dir)
-    return read_held_out(files, processor, data_args.eval_ratios, data_args.eval_items)
 
 
 def write_data_record(files: Sequence[TrainingFile], path: Path) -> None:

@@ -53,27 +53,14 @@ def _f1(predicted: list[str], expected: list[str]) -> float:
 
 METRICS = {
     "contains_answer": Metric(
-        contains_answer,
-        inputs="answer",
-        low=0.0,
-        high=1.0,
-        best=1.0,
-        source="exact substring, as needle and key-value tests score",
+        contains_answer, inputs="answer", source="exact substring, as needle and key-value tests score"
     ),
     "best_subspan_match": Metric(
         best_subspan_match,
         inputs="answer",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="best_subspan_em of Liu et al. 2023, Lost in the Middle (arXiv 2307.03172)",
     ),
     "answer_f1": Metric(
-        answer_f1,
-        inputs="answer",
-        low=0.0,
-        high=1.0,
-        best=1.0,
-        source="SQuAD F1 (Rajpurkar et al. 2016), Han characters as words",
+        answer_f1, inputs="answer", source="SQuAD F1 (Rajpurkar et al. 2016), Han characters as words"
     ),
 }

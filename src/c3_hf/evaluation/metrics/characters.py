@@ -7,19 +7,12 @@ from rapidfuzz.distance import Levenshtein, Prefix
 from c3_hf.evaluation.metrics import Metric
 
 
-def normalised_edit_distance(prediction: str, reference: str) -> float:
-    """Character Levenshtein distance (insert, delete, substitute cost 1) over the longer length, in [0, 1].
-
-    Lengths are code points of the raw strings; two empty strings are at distance 0.
-    """
-    return Levenshtein.normalized_distance(prediction, reference)
-
-
 def char_precision(prediction: str, reference: str) -> float:
     """`1 - levenshtein(prediction, reference) / max(len(prediction), len(reference))`.
 
-    It is a similarity, not a precision in the sense of retrieval: order, case, spaces and line breaks count, and
-    missing text costs as much as invented text. The name is the one by which measurements of C3 are quoted.
+    Insertions, deletions and substitutions cost 1; lengths are code points of the raw strings. It is a similarity,
+    not a precision in the sense of retrieval: order, case, spaces and line breaks count, and missing text costs as
+    much as invented text. The name is the one by which measurements of C3 are quoted.
 
     Args:
         prediction: Restored text.
@@ -28,7 +21,7 @@ def char_precision(prediction: str, reference: str) -> float:
     Returns:
         A value in [0, 1]; 1 for identical strings, also for two empty ones.
     """
-    return 1.0 - normalised_edit_distance(prediction, reference)
+    return 1.0 - Levenshtein.normalized_distance(prediction, reference)
 
 
 def character_error_rate(prediction: str, reference: str) -> float:
@@ -85,31 +78,18 @@ METRICS = {
     "char_precision": Metric(
         char_precision,
         inputs="text",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="1 - edit_dist of the Fox and GOT-OCR2.0 evaluation scripts, over code points of the raw strings",
     ),
     "character_error_rate": Metric(
         character_error_rate,
         inputs="text",
-        low=0.0,
         high=None,
         best=0.0,
         source="speech and OCR convention: (substitutions + deletions + insertions) / reference characters",
     ),
-    "exact_match": Metric(
-        exact_match, inputs="text", low=0.0, high=1.0, best=1.0, source="equality of the raw strings"
-    ),
+    "exact_match": Metric(exact_match, inputs="text", source="equality of the raw strings"),
     "first_error_position": Metric(
-        first_error_position,
-        inputs="text",
-        low=0.0,
-        high=1.0,
-        best=1.0,
-        source="length of the common prefix over the reference length",
+        first_error_position, inputs="text", source="length of the common prefix over the reference length"
     ),
-    "length_ratio": Metric(
-        length_ratio, inputs="text", low=0.0, high=None, best=1.0, source="code points of the raw strings"
-    ),
+    "length_ratio": Metric(length_ratio, inputs="text", high=None, source="code points of the raw strings"),
 }

@@ -12,8 +12,9 @@ import logging
 import re
 import warnings
 
+from rapidfuzz.distance import Levenshtein
+
 from c3_hf.evaluation.metrics import Metric
-from c3_hf.evaluation.metrics.characters import normalised_edit_distance
 
 
 # The tool's own range; `words` knows more scripts.
@@ -95,7 +96,7 @@ def fox(prediction: str, reference: str, meteor: bool = False) -> dict[str, floa
         overlap = dict.fromkeys(("fox_precision", "fox_recall", "fox_f_measure", "fox_bleu"), agreement)
     if meteor:
         overlap["fox_meteor"] = _meteor(predicted, expected)
-    return {**overlap, "fox_edit_dist": normalised_edit_distance(prediction, reference)}
+    return {**overlap, "fox_edit_dist": Levenshtein.normalized_distance(prediction, reference)}
 
 
 def _bleu(predicted: list[str], expected: list[str]) -> float:
@@ -121,9 +122,6 @@ METRICS = {
     "fox": Metric(
         fox,
         inputs="text",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="ucaslcl/Fox eval_tools/eval_ocr_test.py at 82f720c, arguments swapped as in its call",
     ),
 }

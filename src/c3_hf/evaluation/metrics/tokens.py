@@ -64,17 +64,11 @@ METRICS = {
     "token_accuracy": Metric(
         token_accuracy,
         inputs="tokens",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="1 - normalised Hamming distance; the free-running counterpart of teacher-forced accuracy",
     ),
     "accuracy_by_position": Metric(
         accuracy_by_position,
         inputs="tokens",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="reference tokens kept by a minimal edit alignment; the curve of C3 paper section 4, made exact",
     ),
 }

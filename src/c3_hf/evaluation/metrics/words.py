@@ -68,17 +68,11 @@ METRICS = {
     "bleu": Metric(
         bleu,
         inputs="text",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="Papineni et al. 2002 as computed by sacrebleu's sentence_bleu (Post 2018), divided by 100",
     ),
     "rouge_l": Metric(
         rouge_l,
         inputs="text",
-        low=0.0,
-        high=1.0,
-        best=1.0,
         source="Lin 2004, sentence-level ROUGE-L F1; equal to the rouge-score package on ASCII text",
     ),
 }

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, ProcessorMixin
-
-from c3_hf.evaluation.system import DecoderSystem, SystemSettings, load_checkpoint
-from c3_hf.latents import CompressedContext
+from c3_hf.evaluation.system import DecoderSystem, SystemSettings
 from c3_hf.latents.decoding import GREEDY, decoder_positions
-from c3_hf.pipeline import C3Pipeline
 
 
 class C3System(DecoderSystem):
     """Every text is compressed to `num_latents` latents, as `compress` stores them; the decoder sees nothing else."""
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
-        super().__init__(model, processor, settings)
-        self.pipe = C3Pipeline(model, processor)
+    def __init__(self, settings: SystemSettings):
+        super().__init__(settings)
+        self.room = self.pipe.segment_room
 
     def restore(self, texts: Sequence[str]) -> list[str | None]:
         """Each text from its latents, by the checkpoint's "Repeat the text: " prompt."""
         taken = [place for place, text in enumerate(texts) if self._fits(text)]
         options = {"batch_size": self.settings.batch_size, "max_new_tokens": self.settings.max_new_tokens}
-        restored = self.pipe.restore([self._compressed(texts[place]) for place in taken], **options)
-        found = {place: text.text for place, text in zip(taken, restored)}
+        restored = self.pipe.round_trip([texts[place] for place in taken], **options)
+        found = dict(zip(taken, restored))
         return [found.get(place) for place in range(len(texts))]
 
     def answer(self, contexts: Sequence[str], question: str) -> str | None:
@@ -32,7 +28,7 @@ class C3System(DecoderSystem):
         segments = [segment for context in contexts for segment in self.settings.meter.segments(context)]
         if not all(map(self._fits, segments)):
             return None
-        compressed = map(self._compressed, segments)
+        compressed = [self.pipe.compress(segment, segment_length=self.room) for segment in segments]
         content = [{"type": "context", "context": context} for context in compressed]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         limit = self.settings.answer_tokens
@@ -40,18 +36,12 @@ class C3System(DecoderSystem):
             return None
         return self.pipe(messages, max_new_tokens=limit, **GREEDY)
 
-    def _compressed(self, text: str) -> CompressedContext:
-        """A text that fits, in one segment."""
-        return self.pipe.compress(text, segment_length=self.pipe.longest_segment)
-
     def slots(self, text: str) -> int:
         """`num_latents`, however long the text."""
         return self.settings.meter.num_latents
 
     def _fits(self, text: str) -> bool:
-        return len(self.processor.tokenize_context(text)) <= self.pipe.longest_segment
+        return len(self.processor.tokenize_context(text)) <= self.room
 
 
-def load(settings: SystemSettings) -> C3System:
-    """The system of the checkpoint `settings.model`."""
-    return C3System(*load_checkpoint(settings), settings)
+load = C3System

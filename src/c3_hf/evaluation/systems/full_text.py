@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from c3_hf.evaluation.system import DecoderSystem, SystemSettings, load_checkpoint
+from c3_hf.evaluation.system import DecoderSystem
 from c3_hf.modeling.prompt_c3 import RESTORE_PROMPT
 
 
@@ -24,6 +24,4 @@ class FullTextSystem(DecoderSystem):
         return self.settings.meter.count(text)
 
 
-def load(settings: SystemSettings) -> FullTextSystem:
-    """The system on the decoder of `settings.model`."""
-    return FullTextSystem(*load_checkpoint(settings), settings)
+load = FullTextSystem

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import adaptive_avg_pool1d
 
-from c3_hf.evaluation.system import DecoderSystem, SystemSettings, load_checkpoint
+from c3_hf.evaluation.system import DecoderSystem
 
 
 class MeanPoolSystem(DecoderSystem):
@@ -43,6 +43,4 @@ class MeanPoolSystem(DecoderSystem):
         return torch.stack(blocks)
 
 
-def load(settings: SystemSettings) -> MeanPoolSystem:
-    """The system on the decoder of `settings.model`."""
-    return MeanPoolSystem(*load_checkpoint(settings), settings)
+load = MeanPoolSystem

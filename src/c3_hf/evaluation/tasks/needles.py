@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from c3_hf.evaluation.items import DataLine, QuestionItem, TokenMeter, read_lines
-from c3_hf.evaluation.summary import grouped
 
 
 # About 4,000 Qwen tokens of English; needles' depths are shares of this length.
@@ -58,15 +57,17 @@ def load_two_hop(data: Path, meter: TokenMeter) -> list[QuestionItem]:
 
 def _read(data: Path, kind: str) -> list[tuple[dict[str, str], DataLine]]:
     """The records of `kind`, each with the haystacks by id, cut to their first `HAYSTACK_CHARACTERS`."""
-    books = list(read_lines(data, "books_and_code.jsonl.gz"))
+    books = read_lines(data, "books_and_code.jsonl.gz")
     haystacks = {book.labels()["id"]: book.text("text")[:HAYSTACK_CHARACTERS] for book in books}
     needles = read_lines(data, "needles.jsonl.gz")
     return [(haystacks, needle) for needle in needles if needle.text("kind") == kind]
 
 
 def _groups(data: Path, kind: str) -> list[tuple[dict[str, str], list[DataLine]]]:
-    groups = grouped(_read(data, kind), lambda pair: pair[1].text("group")).values()
-    return [(pairs[0][0], [needle for _, needle in pairs]) for pairs in groups]
+    groups: dict[str, tuple[dict[str, str], list[DataLine]]] = {}
+    for haystacks, needle in _read(data, kind):
+        groups.setdefault(needle.text("group"), (haystacks, []))[1].append(needle)
+    return list(groups.values())
 
 
 def _item(asked: DataLine, inserted: Iterable[DataLine], haystacks: dict[str, str]) -> QuestionItem:

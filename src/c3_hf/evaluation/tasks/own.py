@@ -30,7 +30,7 @@ def load_questions(data: Path, meter: TokenMeter) -> list[QuestionItem]:
 def _lines(data: Path) -> list[DataLine]:
     if not data.is_file():
         raise FileNotFoundError(f"`data` {str(data)!r} is no file, expected a JSON Lines file of your own texts.")
-    lines = list(lines_of(data))
+    lines = lines_of(data)
     if not lines:
         raise ValueError(f'{data} has no line, expected one JSON object a line, such as {{"text": "…"}}.')
     return lines

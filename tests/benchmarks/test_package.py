@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import torch
+from benchmarks.c3_tiny_package import PACKAGE_FILES, package_checkpoint
 
 from c3_hf import C3ForConditionalGeneration, C3Processor
-from c3_hf.training.package import PACKAGE_FILES, package_checkpoint
 from factories import make_model, make_processor
 
 
@@ -15,12 +15,19 @@ def test_a_checkpoint_becomes_a_package_folder(tmp_path):
     processor = make_processor()
     wanted = processor.chat_template
     processor.chat_template = processor.tokenizer.chat_template = "{{ 'as templates were once' }}"
-    make_model().save_pretrained(tmp_path / "checkpoint")
+    trained = make_model()
+    trained.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
     package_checkpoint(tmp_path / "checkpoint", tmp_path / "packed")
     assert {path.name for path in (tmp_path / "packed").iterdir()} == set(PACKAGE_FILES)
-    assert "auto_map" not in json.loads((tmp_path / "packed" / "config.json").read_text(encoding="utf-8"))
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "packed" / name).read_text(encoding="utf-8"))
     model = C3ForConditionalGeneration.from_pretrained(tmp_path / "packed", dtype="auto")
     assert model.dtype == torch.bfloat16
     packed = C3Processor.from_pretrained(tmp_path / "packed")
     assert packed.chat_template == packed.tokenizer.chat_template == wanted
+    assert packed.num_latents == trained.config.num_latents
+    assert model.generation_config.eos_token_id == trained.generation_config.eos_token_id
+    # What is saved from the package is a complete folder for the Hub again.
+    model.save_pretrained(tmp_path / "hub")
+    assert (tmp_path / "hub" / "modeling_c3.py").is_file()

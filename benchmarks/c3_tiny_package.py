@@ -1,8 +1,8 @@
 """Make the model that lies in the package from a training checkpoint.
 
-`python -m c3_hf.training.package CHECKPOINT FOLDER` writes bfloat16 weights, configuration, processor and tokenizer,
-and leaves out the remote code: the package is the one copy of it. `save_pretrained` from the folder writes a complete
-Hub folder again.
+`python -m benchmarks.c3_tiny_package CHECKPOINT FOLDER` writes bfloat16 weights, configuration, processor and
+tokenizer, and leaves out the remote code: the package is the one copy of it. `save_pretrained` from the folder writes
+a complete Hub folder again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from ..modeling.modeling_c3 import C3ForConditionalGeneration
-from ..modeling.processing_c3 import C3Processor
-from ..modeling.prompt_c3 import install_escapes
+from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
+from c3_hf.modeling.processing_c3 import C3Processor
+from c3_hf.modeling.prompt_c3 import install_escapes
 
 
 # What a package folder holds, apart from its README.
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse `CHECKPOINT FOLDER` and write the package folder."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if len(arguments) != 2:
-        raise SystemExit("usage: python -m c3_hf.training.package CHECKPOINT FOLDER")
+        raise SystemExit("usage: python -m benchmarks.c3_tiny_package CHECKPOINT FOLDER")
     package_checkpoint(*arguments)
 
 

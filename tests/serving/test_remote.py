@@ -1,0 +1,129 @@
+"""`c3-hf compress` and `ask` with `--server`: the bundled model behind a real server on this machine."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import pytest
+
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+pytest.importorskip("httpx", reason="needs the extra serve")
+
+from c3_hf.cli import main
+
+from .conftest import served
+
+
+STORY = "The night train left the harbour a little after nine. Seven grey horses stood under the old oak."
+BYTES = b"\xff\xfe no text"
+
+
+@pytest.fixture(scope="module")
+def live(pipe, tmp_path_factory):
+    with served(pipe, tmp_path_factory.mktemp("store"), api_keys=("secret",)) as live:
+        yield live
+
+
+@pytest.fixture
+def call(live, tmp_path, monkeypatch):
+    """Call a command with the server and its key, in an empty folder with a text in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("C3_API_KEY", "secret")
+    (tmp_path / "story.txt").write_text(STORY)
+    return lambda *words: main([*words, "--server", live.url])
+
+
+def test_compress_prints_the_ids_and_takes_the_options(call, live, tmp_path, capsys, monkeypatch):
+    (tmp_path / "bytes.bin").write_bytes(BYTES)
+    assert call("compress", "story.txt", "bytes.bin", "--exact") == 0
+    output = capsys.readouterr()
+    ids = dict(reversed(line.split("  ")) for line in output.out.splitlines())
+    assert list(ids) == ["story.txt", "bytes.bin"]
+    assert live.store.open(ids["bytes.bin"]).is_exact
+    assert re.search(r"^story\.txt: 2\d tokens in 32 latents$", output.err, flags=re.MULTILINE)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(STORY.encode())))
+    assert call("compress", "-", "--exact") == 0
+    assert capsys.readouterr().out == f"{ids['story.txt']}  -\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bytes.bin", "story.txt"]
+
+
+def test_one_input_that_fails_does_not_stop_the_others(call, tmp_path, capsys):
+    (tmp_path / "bytes.bin").write_bytes(BYTES)
+    assert call("compress", "bytes.bin", "absent.txt", "story.txt") == 1
+    output = capsys.readouterr()
+    assert output.out.endswith("  story.txt\n")
+    assert re.search(r"bytes\.bin: http://\S+ `source` is not UTF-8", output.err)
+    assert "absent.txt: No such file" in output.err
+    assert "2 of 3 inputs failed" in output.err
+
+
+def test_ask_is_what_it_is_without_a_server(call, pipe, tmp_path, capsys):
+    pipe.compress(STORY).save(tmp_path / "story.c3")
+    call("compress", "story.txt")
+    context_id = capsys.readouterr().out.split()[0]
+    assert main(["ask", "story.c3", "--start", "Seven grey"]) == 0
+    here = capsys.readouterr()
+    for words in (["story.c3"], [context_id], [context_id, "--segments", "0"]):
+        assert call("ask", *words, "--start", "Seven grey") == 0
+        assert capsys.readouterr() == here
+
+
+def test_a_free_question_is_streamed_with_all_contexts(start, tmp_path, monkeypatch, capsys, random_pipe):
+    monkeypatch.setitem(random_pipe.processor.prompts, "ask", "Q: ")
+    live = start(random_pipe)
+    parts = [{"type": "context", "context": random_pipe.compress(text)} for text in ("one text", "another")]
+    for index, part in enumerate(parts):
+        part["context"].save(tmp_path / f"{index}.c3")
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "Q: How many?"}]}]
+    expected = random_pipe(messages, max_new_tokens=6)
+    monkeypatch.chdir(tmp_path)
+    words = ["ask", "0.c3", "1.c3", "How many?", "--max-new-tokens", "6", "--server", live.url]
+    assert main(words) == 0
+    assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compress", "story.txt", "-o", "a.c3"], "`--output` means nothing with `--server`"),
+        (["compress", "story.txt", "--model", "a"], "`--model` means nothing with `--server`"),
+        (["compress", "story.txt", "--segment-length", "0"], r"`--segment-length` must be at least 1"),
+        (
+            ["compress", "story.txt", "--min-segment-length", "4"],
+            "`--min-segment-length`: Extra inputs are not permitted",
+        ),
+        (["ask", "c3-" + "0" * 32, "--start", "a"], "there is no context of this id"),
+        (["ask", "c3-" + "0" * 32, "Who?"], "`--start` is missing: this model was not trained to answer"),
+        (["ask", "c3-" + "0" * 32, "--start", "a", "--text", "story.txt"], "`--text` means nothing with `--server`"),
+    ],
+)
+def test_what_is_refused(call, words, message, capsys):
+    assert call(*words) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_words_that_are_not_there(call, capsys):
+    call("compress", "story.txt")
+    context_id = capsys.readouterr().out.split()[0]
+    assert call("ask", context_id, "--start", "Nobody knows") == 1
+    assert "`--start`: no segment looked at holds 'Nobody knows'" in capsys.readouterr().err
+    assert call("ask", context_id, "--start", "Seven", "--segments", "1") == 1
+    assert "`--segments` must name some of 0 to 0, got [1]" in capsys.readouterr().err
+
+
+def test_servers_that_are_none(call, live, monkeypatch, capsys):
+    words = ["compress", "story.txt", "--server"]
+    assert main([*words, "localhost"]) == 1
+    assert "`--server` 'localhost' is no URL; expected one such as http://127.0.0.1:8000" in capsys.readouterr().err
+    assert main([*words, "http://127.0.0.1:9"]) == 1
+    assert re.search(r"`--server` http://127\.0\.0\.1:9 cannot be reached \(.+\)\. Start", capsys.readouterr().err)
+    monkeypatch.setenv("C3_API_KEY", "wrong")
+    assert main([*words, live.url]) == 1
+    assert "the API key is missing or wrong" in (said := capsys.readouterr().err)
+    assert "Set C3_API_KEY." in said
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    assert main([*words, live.url]) == 1
+    assert "`--server` needs the package httpx" in capsys.readouterr().err
