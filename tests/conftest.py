@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -78,6 +79,22 @@ def seed() -> None:
 def repository() -> Path:
     """The root of the working tree the tests lie in."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def load_example(repository: Path):
+    """Load a file of `examples` as a module; skips where a package that it needs is absent."""
+
+    def load(name: str, *needed: str):
+        for package in needed:
+            pytest.importorskip(package, reason=f"{package} is not installed")
+        path = repository / "examples" / name
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

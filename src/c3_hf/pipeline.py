@@ -255,6 +255,7 @@ class C3Pipeline:
         messages: str | Conversation | Sequence[Conversation],
         *,
         streamer: BaseStreamer | None = None,
+        chat_template: str | None = None,
         **generate_kwargs: Any,
     ) -> str | list[str]:
         """Chat.
@@ -263,6 +264,7 @@ class C3Pipeline:
             messages: A conversation, several of them, or the text of one user message. Contents may hold parts
                 `{"type": "context", "text": str}` and `{"type": "context", "context": CompressedContext}`.
             streamer: Is given a single reply as it comes.
+            chat_template: Instead of the default one, see [`C3Processor.apply_chat_template`].
             generate_kwargs: What `generate` takes.
 
         Returns:
@@ -292,7 +294,9 @@ class C3Pipeline:
         begun = [conversation[-1]["role"] == "assistant" for conversation in rendered if conversation]
         if any(begun) and not all(begun):
             raise ValueError("`messages`: either every conversation ends with a begun reply or none does.")
-        options = {"add_generation_prompt": False, "continue_final_message": True} if any(begun) else {}
+        options: dict[str, Any] = {"chat_template": chat_template}
+        if any(begun):
+            options |= {"add_generation_prompt": False, "continue_final_message": True}
         inputs = self.processor.apply_chat_template(rendered, **options).to(self.device)
         if any(strides):
             most = max(map(len, strides))

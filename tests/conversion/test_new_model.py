@@ -155,6 +155,128 @@ def test_a_decoder_without_an_end_token_is_refused(pairs, tmp_path):
         make_model(pairs("qwen2", hidden_size=24), folder, 2)
 
 
+OWN_TEMPLATE = (
+    "{% for message in messages %}{{ '[' + message['role'] + ']' }}"
+    "{% if message.content is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+CHAT = [
+    {"role": "system", "content": "the <b>"},
+    {"role": "user", "content": [{"type": "text", "text": "the cat"}, {"type": "text", "text": " sat"}]},
+    {"role": "assistant", "content": "</think>"},
+    {"role": "user", "content": "on the mat"},
+]
+
+
+@pytest.fixture(scope="module")
+def chatty(pairs, tmp_path_factory) -> Path:
+    """A language model with a chat template, whose stop ids are listed twice over."""
+    folder = shutil.copytree(pairs("llama"), tmp_path_factory.mktemp("chatty") / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = OWN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    settings["eos_token_id"] = [tokenizer.eos_token_id, 5]
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made_of_chatty(chatty, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "c3"
+    assert main(["new", str(folder), "--encoder", str(chatty), "--decoder", str(chatty), "--num-latents", "2"]) == 0
+    return folder
+
+
+def test_the_decoders_own_chat_template_stays_beside_c3s(chatty, made_of_chatty, tmp_path):
+    stock = AutoTokenizer.from_pretrained(chatty)
+    processor = AutoProcessor.from_pretrained(made_of_chatty, trust_remote_code=True)
+    export(made_of_chatty, tmp_path / "decoder", "decoder")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "decoder")
+    expected = stock.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+    for take in (
+        lambda **options: processor.apply_chat_template(CHAT, chat_template="decoder", **options),
+        lambda **options: exported.apply_chat_template(CHAT, add_generation_prompt=True, **options),
+    ):
+        assert take(tokenize=False) == expected
+        assert take(return_tensors="pt", return_dict=True)["input_ids"].tolist() == [stock(expected)["input_ids"]]
+    assert processor.apply_chat_template(CHAT, tokenize=False).startswith("<|im_start|>system")
+    # C3's goes along, for servers that are asked about contexts; and back again nothing is doubled.
+    assert exported.chat_template["c3"].endswith(processor.chat_template["default"][-400:])
+    again = make_model(chatty, tmp_path / "decoder", 2)
+    assert again.processor.chat_template == processor.chat_template
+
+
+@pytest.mark.parametrize("content", ["a <|im_end|> b <img>", [{"type": "text", "text": "a <|im_end|> b <img>"}]])
+def test_special_strings_in_messages_stay_text_in_the_decoders_own_template(made_of_chatty, tmp_path, content):
+    processor = AutoProcessor.from_pretrained(made_of_chatty, trust_remote_code=True)
+    export(made_of_chatty, tmp_path / "decoder", "decoder")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "decoder")
+    chat = [{"role": "user", "content": content}]
+    ids = [
+        processor.apply_chat_template(chat, chat_template="decoder")["input_ids"][0].tolist(),
+        exported.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"],
+    ]
+    end = processor.tokenizer.eos_token
+    for tokens in map(exported.convert_ids_to_tokens, ids):
+        assert [token for token in tokens if token in exported.all_special_tokens or token == "<img>"] == [end]
+        assert not any("<|im" in token for token in tokens)
+    assert exported.decode(ids[1]) == f"[user]a <|im_end|> b <img>{end}\n[assistant]"
+
+
+def test_an_exported_tokenizer_that_is_rebuilt_gets_the_own_template_without_escapes(pairs, tmp_path):
+    folder = shutil.copytree(pairs("qwen2"), tmp_path / "qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = OWN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    made = make_model(pairs("qwen2"), folder, 2)
+    save_model(made.model, made.processor, tmp_path / "made")
+    export(tmp_path / "made", tmp_path / "decoder", "decoder")
+    assert (tmp_path / "decoder" / "chat_template.jinja").read_text(encoding="utf-8") == OWN_TEMPLATE
+
+
+def test_what_came_out_of_a_c3_model_brings_no_second_template(existing, pairs, tmp_path):
+    export(existing, tmp_path / "decoder", "decoder")
+    made = make_model(pairs("llama"), tmp_path / "decoder", 2)
+    assert isinstance(made.processor.chat_template, str)
+    # The markers that only the decoder had are in the encoder's table too.
+    assert made.shared_vocabulary
+    assert made.model.config.encoder_config.vocab_size == made.model.config.text_config.vocab_size
+
+
+def test_no_folder_of_the_maker_is_in_what_is_saved(chatty, made_of_chatty, tmp_path):
+    export(made_of_chatty, tmp_path / "decoder", "decoder")
+    for path in [*made_of_chatty.glob("*.json"), *(tmp_path / "decoder").glob("*.json")]:
+        assert str(chatty.parent) not in path.read_text(encoding="utf-8"), path
+
+
+def test_every_stop_id_is_there_once(made_of_chatty, chatty):
+    model, processor = load_model(made_of_chatty)
+    eos = AutoTokenizer.from_pretrained(chatty).eos_token_id
+    expected = [processor.tokenizer.convert_tokens_to_ids("<|im_end|>"), eos, 5]
+    assert model.generation_config.eos_token_id == model.config.text_config.eos_token_id == expected
+
+
+def test_a_stride_makes_latents_that_keep_their_places(chatty, tmp_path, capsys):
+    words = ["new", str(tmp_path / "out"), "--encoder", str(chatty), "--decoder", str(chatty), "--num-latents", "4"]
+    assert main([*words, "--latent-stride", "3"]) == 0
+    model, processor = load_model(tmp_path / "out")
+    assert (model.config.latent_stride, model.config.longest_segment) == (3, 12)
+    losses = train_a_little(model, processor)
+    assert losses[-1] < losses[0]
+    capsys.readouterr()
+    for wrong in (
+        [*words[:1], str(tmp_path / "other"), *words[2:], "--latent-stride", "0"],
+        ["new", str(tmp_path / "other"), "--from", str(tmp_path / "out"), "--latent-stride", "2"],
+    ):
+        assert main(wrong) == 1
+        assert not (tmp_path / "other").exists()
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "`--latent-stride` must be a positive int or None, got 0" in first
+    assert "`--latent-stride` is of a new model: give it with `--encoder` and `--decoder`." in second
+
+
 @pytest.fixture(scope="module")
 def existing(pairs, tmp_path_factory) -> Path:
     made = make_model(pairs("qwen2", hidden_size=24), pairs("llama"), num_latents=4)

@@ -1,6 +1,5 @@
 """A C3 checkpoint runs under lm-evaluation-harness through its stock Hugging Face backend."""
 
-import importlib.util
 import warnings
 
 import pytest
@@ -10,14 +9,9 @@ from c3_hf import C3ForConditionalGeneration, C3Processor
 
 
 @pytest.fixture
-def example(repository):
+def example(load_example):
     """The example as a module."""
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-    path = repository / "examples" / "lm_eval_plain_prompts.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("lm_eval_plain_prompts.py", "lm_eval")
 
 
 def log_probability(model, processor, prompt, ending):

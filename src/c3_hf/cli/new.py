@@ -15,8 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser("new", help="make a model to train from two language models, or change one")
     parser.add_argument("output", help="folder to make; it appears complete or not at all")
-    parser.add_argument("--encoder", help="folder or Hub id of the language model that reads contexts")
-    parser.add_argument("--decoder", help="folder or Hub id of the language model that answers")
+    parser.add_argument("--encoder", help="folder, Hub id or GGUF file of the language model that reads contexts")
+    parser.add_argument("--decoder", help="folder, Hub id or GGUF file of the language model that answers")
     parser.add_argument(
         "--from",
         dest="model",
@@ -24,6 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="change this C3 model: its number of latents, or a half for another of the same shape",
     )
     parser.add_argument("--num-latents", type=int, help="latents a context becomes (default: 32, or as in MODEL)")
+    parser.add_argument(
+        "--latent-stride",
+        type=int,
+        metavar="TOKENS",
+        help="with --encoder and --decoder: most tokens that a latent stands for, whose positions it keeps (default: "
+        "positions count up by one, as in the original)",
+    )
     parser.add_argument("--new-queries", action="store_true", help="with --from: draw all latent queries anew")
     add_dtype_argument(parser, "auto", " (default: the decoder's)", "auto")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new parts (default: %(default)s)")
@@ -40,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     if args.model is not None:
+        if args.latent_stride is not None:
+            raise ValueError("`--latent-stride` is of a new model: give it with `--encoder` and `--decoder`.")
         model, processor, notes, untrained = _change(args, dtype)
     elif args.encoder is None or args.decoder is None:
         raise ValueError("give `--encoder` and `--decoder`, or `--from` with what to change.")
@@ -60,13 +69,18 @@ def _make(args: argparse.Namespace, dtype: object) -> tuple:
     from c3_hf.conversion.new_model import from_encoder_decoder_pretrained
 
     num_latents = DEFAULT_NUM_LATENTS if args.num_latents is None else args.num_latents
-    made = from_encoder_decoder_pretrained(args.encoder, args.decoder, num_latents, dtype=dtype, seed=args.seed)
+    made = from_encoder_decoder_pretrained(
+        args.encoder, args.decoder, num_latents, latent_stride=args.latent_stride, dtype=dtype, seed=args.seed
+    )
     vocabulary = (
         "one vocabulary: both tokenizers agree on ordinary text"
         if made.shared_vocabulary
         else "two vocabularies: contexts are read with the encoder's tokenizer, and cannot be written in line"
     )
-    notes = [vocabulary, "queries and projector are new: train before use"]
+    notes = [vocabulary]
+    if isinstance(made.processor.chat_template, dict):
+        notes.append("two chat templates: C3's, and the decoder's own by the name `decoder`")
+    notes.append("queries and projector are new: train before use")
     return made.model, made.processor, notes, "its latent queries and its projector are drawn at random"
 
 

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging
 
 from c3_hf.conversion import plan, weights
+from c3_hf.conversion.chat_templates import TEMPLATE_FILE, give_back_own_template
 from c3_hf.conversion.configs import stock_config, write_released_configs
 from c3_hf.conversion.for_vllm import HEAD_SIZES, head_size_of, keeps_escapes, with_placeholder
-from c3_hf.conversion.new_model import find_body
+from c3_hf.conversion.halves import find_body
 from c3_hf.conversion.plan import HEAD, WeightPlan, compare_shapes, expected_shapes
 from c3_hf.conversion.qwen_tiktoken import TIKTOKEN_FILE, ranks_of, write_ranks
 from c3_hf.conversion.released import ENCODER_FOLDER, fetch_folder
@@ -33,7 +34,6 @@ from c3_hf.modeling.prompt_c3 import (
 logger = logging.get_logger(__name__)
 
 LAYOUTS = ("original", "decoder", "encoder")
-TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE)
 ENCODER_TOKENIZER_FOLDER = "encoder_tokenizer"
 # What the original's file says; the class is in its tokenization_qwen.py, which is not shipped here.
@@ -176,6 +176,7 @@ def _export_half(
         if (source / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(source).save_pretrained(folder)
         _copy_tokenizer(source, folder)
+        give_back_own_template(source, folder)
     else:
         own = source / ENCODER_TOKENIZER_FOLDER
         _copy_tokenizer(own if own.is_dir() else source, folder)

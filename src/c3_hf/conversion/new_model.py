@@ -12,26 +12,16 @@ How the new parts begin (the paper starts from pretrained halves and says nothin
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from c3_hf.conversion.plan import find_absent_layers, naming
-from c3_hf.conversion.weights import list_tensors, raise_problems
-from c3_hf.files import read_json_object
+from c3_hf.conversion.chat_templates import keep_own_template
+from c3_hf.conversion.halves import as_plain_fast, find_body, load_half, load_tokenizer
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.processing_c3 import C3Processor
@@ -91,46 +81,52 @@ def from_encoder_decoder_pretrained(
     decoder: str | Path,
     num_latents: int = 32,
     *,
+    latent_stride: int | None = None,
     dtype: torch.dtype | str = "auto",
     seed: int = 0,
 ) -> NewModel:
     """Join two causal language models to a C3 model that is ready to train.
 
     Args:
-        encoder: folder or Hub id of the model that reads contexts; its head is dropped.
-        decoder: folder or Hub id of the model that answers.
+        encoder: folder, Hub id or GGUF file of the model that reads contexts; its head is dropped.
+        decoder: likewise of the model that answers. Its own chat template is kept beside C3's, see
+            [`keep_own_template`].
         num_latents: latents a context is compressed into.
+        latent_stride: most tokens of text a latent stands for, whose positions it then keeps, see [`C3Config`].
         dtype: floating-point type of the whole; "auto" for the decoder's.
         seed: seed of the new parts.
 
     Raises:
-        ValueError: if the decoder's output is more than a matrix product of its last hidden states (soft-capped or
-            scaled logits), which a C3 model could not reproduce, a model is no body with a head, or the decoder's
-            tokenizer has no end token.
+        ValueError: if a number is not positive, the decoder's output is more than a matrix product of its last hidden
+            states (soft-capped or scaled logits), which a C3 model could not reproduce, a model is no body with a
+            head, or the decoder's tokenizer has no end token.
         TypeError: if a tokenizer is not a fast one.
+        FileNotFoundError: if a GGUF file is absent.
     """
-    decoder_lm = _load_half(decoder, dtype)
-    encoder_lm = _load_half(encoder, decoder_lm.dtype)
-    tokenizer, encoder_tokenizer = (as_plain_fast(AutoTokenizer.from_pretrained(lm)) for lm in (decoder, encoder))
+    # Says what is wrong with the numbers before anything is loaded.
+    C3Config(num_latents=num_latents, latent_stride=latent_stride)
+    decoder_lm = load_half(decoder, dtype)
+    encoder_lm = load_half(encoder, decoder_lm.dtype)
+    decoder_tokenizer = load_tokenizer(decoder)
+    tokenizer, encoder_tokenizer = as_plain_fast(decoder_tokenizer), as_plain_fast(load_tokenizer(encoder))
     shared = tokenizers_agree(encoder_tokenizer, tokenizer)
     generator = torch.Generator().manual_seed(seed)
 
-    known = set(tokenizer.get_vocab().values())
+    known, encoder_known = (set(each.get_vocab().values()) for each in (tokenizer, encoder_tokenizer))
     add_markers(tokenizer, inline=shared)
     install_escapes(tokenizer)
+    keep_own_template(tokenizer, decoder_tokenizer.chat_template)
     grow_embeddings(decoder_lm, tokenizer, known, generator)
-    if shared:
-        grow_embeddings(encoder_lm, tokenizer, known, generator)
-        start_id = tokenizer.convert_tokens_to_ids(CONTEXT_START_TOKEN)
-    else:
-        encoder_known = set(encoder_tokenizer.get_vocab().values())
+    if not shared:
         encoder_tokenizer.add_tokens([CONTEXT_START_TOKEN], special_tokens=True)
-        grow_embeddings(encoder_lm, encoder_tokenizer, encoder_known, generator)
-        start_id = encoder_tokenizer.convert_tokens_to_ids(CONTEXT_START_TOKEN)
+    reader = tokenizer if shared else encoder_tokenizer
+    grow_embeddings(encoder_lm, reader, encoder_known, generator)
+    start_id = reader.convert_tokens_to_ids(CONTEXT_START_TOKEN)
 
-    model = _join(
-        encoder_lm, decoder_lm, _make_config(encoder_lm, decoder_lm, tokenizer, start_id, num_latents, shared)
-    )
+    config = _make_config(encoder_lm, decoder_lm, tokenizer, start_id, num_latents, shared)
+    if latent_stride is not None:
+        config.latent_stride, config.segment_length = latent_stride, latent_stride * num_latents
+    model = _join(encoder_lm, decoder_lm, config)
     fill_queries(model, 0, generator)
     fill_projector(model, generator)
     _set_generation_defaults(model, tokenizer)
@@ -138,21 +134,6 @@ def from_encoder_decoder_pretrained(
         tokenizer, num_latents=num_latents, encoder_tokenizer=None if shared else encoder_tokenizer
     )
     return NewModel(model, processor, shared)
-
-
-def _load_half(name: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    folder = Path(name)
-    if folder.is_dir():
-        read_json_object(folder / "config.json")
-        with naming(folder / "config.json"):
-            config = AutoConfig.from_pretrained(folder)
-        if list(folder.glob("*.safetensors")):
-            names = [tensor.name for tensor in list_tensors(folder)]
-            problems = find_absent_layers(config.num_hidden_layers, names, "config.json")
-            raise_problems(f"the weights in {folder} do not fit its config.json", problems)
-        with naming(folder / "config.json"), torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).eval()
 
 
 def grow_embeddings(
@@ -209,12 +190,15 @@ def _make_config(
     shared: bool,
 ) -> C3Config:
     ids = tokenizer.convert_tokens_to_ids
-    text_config = decoder_lm.config
-    text_config.eos_token_id = [ids(STOP_TOKEN), tokenizer.eos_token_id]
-    names = [lm.config._name_or_path for lm in (decoder_lm, encoder_lm)]
+    text_config, encoder_config = decoder_lm.config, encoder_lm.config
+    text_config.eos_token_id = _stop_ids(decoder_lm, tokenizer)
+    names = [half._name_or_path for half in (text_config, encoder_config)]
+    for half in (text_config, encoder_config):
+        # Else it is written into the model's own config.json: a folder of whoever made it.
+        half._name_or_path = ""
     config = C3Config(
         text_config=text_config,
-        encoder_config=encoder_lm.config,
+        encoder_config=encoder_config,
         num_latents=num_latents,
         context_start_token_id=ids(CONTEXT_START_TOKEN),
         context_end_token_id=ids(CONTEXT_END_TOKEN),
@@ -226,6 +210,15 @@ def _make_config(
     )
     config.dtype = decoder_lm.dtype
     return config
+
+
+def _stop_ids(decoder_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where generation stops, each id once: at the end of C3's turns, and where the decoder stops by itself."""
+    stop_ids = [tokenizer.convert_tokens_to_ids(STOP_TOKEN), tokenizer.eos_token_id]
+    for settings in (decoder_lm.config, decoder_lm.generation_config):
+        own = settings.eos_token_id
+        stop_ids += own if isinstance(own, list) else [] if own is None else [own]
+    return list(dict.fromkeys(stop_ids))
 
 
 def _join(encoder_lm: PreTrainedModel, decoder_lm: PreTrainedModel, config: C3Config) -> C3ForConditionalGeneration:
@@ -260,56 +253,12 @@ def _set_generation_defaults(model: C3ForConditionalGeneration, tokenizer: PreTr
     settings.max_new_tokens = MAX_NEW_TOKENS
 
 
-def find_body(causal_lm: PreTrainedModel) -> tuple[str, nn.Module]:
-    """The child of a causal language model that `AutoModel` would build, and its name.
-
-    `base_model` is not asked: transformers 4.57 has a wrong prefix for Gemma 3.
-
-    Raises:
-        ValueError: if there is no such child, so that the model is no body with a head on it.
-    """
-    with torch.device("meta"):
-        body_class = type(AutoModel.from_config(copy.deepcopy(causal_lm.config)))
-    for name, child in causal_lm.named_children():
-        if type(child) is body_class:
-            return name, child
-    raise ValueError(
-        f"{type(causal_lm).__name__} holds no {body_class.__name__}, so it is not a language model with a head on it "
-        "that a C3 model can take over. Choose a text-only causal language model."
-    )
-
-
 def tokenizers_agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers give the same ids for ordinary text, so that both halves can read one vocabulary."""
     first_ids, second_ids = (
         [ids for ids, _ in TokenReader(tokenizer).read_plain(list(PROBES))] for tokenizer in (first, second)
     )
     return first_ids == second_ids
-
-
-def as_plain_fast(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """The same tokenizer under the class that takes its file as it is.
-
-    Classes of single models rebuild parts when they load (Qwen2Tokenizer of transformers 5: the normalizer), and the
-    normalizer is where the processor's escapes are read.
-
-    Raises:
-        TypeError: if the tokenizer is not backed by the `tokenizers` library.
-    """
-    if not tokenizer.is_fast:
-        raise TypeError(
-            f"the tokenizer must be a fast one, got {type(tokenizer).__name__}. Convert it to a tokenizer.json first."
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        bos_token=tokenizer.bos_token,
-        eos_token=tokenizer.eos_token,
-        unk_token=tokenizer.unk_token,
-        pad_token=tokenizer.pad_token,
-        model_max_length=tokenizer.model_max_length,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
 
 
 def add_markers(tokenizer: PreTrainedTokenizerBase, inline: bool) -> None:
@@ -378,16 +327,16 @@ def replace_halves(
 
     Args:
         model: the model; queries, projector and settings stay.
-        encoder: folder or Hub id of a causal language model shaped like the encoder; its head is dropped.
+        encoder: folder, Hub id or GGUF file of a causal language model shaped like the encoder; its head is dropped.
         decoder: likewise for the decoder, with its head.
 
     Raises:
         ValueError: if a half has other tensors or shapes than the one it replaces.
     """
     if encoder is not None:
-        _replace(model.model.encoder, _load_half(encoder, model.dtype), "encoder")
+        _replace(model.model.encoder, load_half(encoder, model.dtype), "encoder")
     if decoder is not None:
-        causal_lm = _load_half(decoder, model.dtype)
+        causal_lm = load_half(decoder, model.dtype)
         _replace(model.model.language_model, causal_lm, "decoder")
         if not model.config.tie_word_embeddings:
             model.lm_head.load_state_dict(causal_lm.get_output_embeddings().state_dict())

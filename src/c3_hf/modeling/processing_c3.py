@@ -48,7 +48,7 @@ class C3Processor(ProcessorMixin):
             whose two halves have different vocabularies.
         separate_encoder_vocabulary (`bool`, defaults to `False`): set by the saved file, so that `from_pretrained`
             knows to load `encoder_tokenizer`.
-        chat_template (`str`, *optional*): defaults to the tokenizer's, else to the original's prompt format.
+        chat_template (`str` or `dict[str, str]`, *optional*): defaults to the tokenizer's, else to the original's.
         prompts (`dict[str, str]`, *optional*): what the model was trained to be asked behind a context, saved with the
             processor. `"restore"` asks for the text back and is always there; `"find"` for the rest of a reply that
             begins with words of the text; `"ask"` stands in front of a free question.
@@ -293,14 +293,13 @@ class C3Processor(ProcessorMixin):
                 `{"type": "context", "latents": tensor}` with latents `(num_blocks, num_latents, text_hidden_size)`
                 that are computed already, one block a segment, or `{"type": "context", "num_blocks": int,
                 "num_latents": int}`, which only keeps their place: the latents go to `generate` by themselves.
-            documents (`list[dict]`, *optional*): each with `text` and perhaps `title`; compressed one by one, in front
-                of the first user message of every chat.
+            documents (`list[dict]`, *optional*): with `text`, perhaps `title`; compressed into the first user message.
             add_generation_prompt (`bool`, *optional*): open the assistant's turn at the end; by default, unless
                 `continue_final_message`.
             tokenize (`bool`, defaults to `True`): `False` returns the markup.
             return_dict (`bool`, defaults to `True`): `False` returns `input_ids` only.
             padding, truncation, return_tensors: as in `__call__`.
-            chat_template (`str`, *optional*): instead of the processor's own.
+            chat_template (`str`, *optional*): instead of the default one; `"decoder"` is the decoder's own, if kept.
             continue_final_message (`bool`, defaults to `False`): leave the last message open, a begun reply.
             kwargs: the other options of `__call__`, also as dicts `tokenizer_kwargs`, `processor_kwargs` or
                 `text_kwargs`; and variables of the template.
@@ -320,7 +319,8 @@ class C3Processor(ProcessorMixin):
         padding, truncation = options.pop("padding", padding), options.pop("truncation", truncation)
         return_tensors = options.pop("return_tensors", return_tensors)
         chats, single = as_chats(conversation)
-        template = chat_template or self.chat_template
+        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = named.get(chat_template or "default", chat_template)
         if kwargs.get("tools") and "tools" not in template:
             raise ValueError("`tools` have no place in this chat template. Give a `chat_template` that writes them.")
         if add_generation_prompt is None:
