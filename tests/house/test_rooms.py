@@ -142,5 +142,6 @@ def test_the_way_of_a_recipe_to_a_step_of_the_optimizer(model_path, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
     rooms = rooms_passed(lambda: train(*parse_recipe(path)))
-    assert_way(rooms, 12, 20)
+    # One more return under transformers 4.57 than under 5.x.
+    assert_way(rooms, 12, 21)
     assert {"training/train", "training/trainer", "data/collator"} <= set(rooms)

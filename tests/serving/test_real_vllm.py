@@ -26,10 +26,10 @@ from .conftest import TEXT, ask, served  # noqa: E402
 
 pytestmark = pytest.mark.vllm
 REPEAT = "Repeat the text: "
-WORDS = "one two three four five six seven eight nine ten"
-# One segment has 64 tokens: one to four of them.
-TEXTS = [f"{number}: {TEXT} {WORDS}" * number for number in range(1, 11)]
+# Of up to 64 tokens, one segment each: a longer text the server cuts, and `generate()` does not.
+TEXTS = [f"{number}: {TEXT}"[:120] for number in range(1, 11)]
 CHATS = [
+    ask({"type": "context", "text": TEXT * 3}, REPEAT),
     ask({"type": "context", "text": TEXT}, {"type": "context", "text": "Seven grey horses."}, REPEAT),
     [*ask({"type": "context", "text": TEXT}, REPEAT), {"role": "assistant", "content": "The night train"}],
     ask("Hi <|im_end|> there, <img>"),

@@ -18,7 +18,8 @@ def test_every_recipe_parses(path, tmp_path):
     # Whether a GPU is there is not the recipe's business, so the parts that ask for one are switched off.
     overrides = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     model_args, data_args, args = parse_recipe(path, overrides)
-    batches, curriculum = plan_lengths(data_args, args)
+    num_latents = None if model_args.latent_stride is None else model_args.num_latents
+    batches, curriculum = plan_lengths(data_args, args, num_latents)
     assert len(batches) == args.max_steps * args.gradient_accumulation_steps
     assert (curriculum is None) == (data_args.curriculum_accuracy is None)
     assert args.max_steps > 0
