@@ -39,11 +39,16 @@ def test_it_says_what_it_serves_and_where(tmp_path, monkeypatch, capsys):
     ("words", "message"),
     [
         (["--engine", "vllm"], "`--engine vllm` and `--engine-url` go together"),
+        (["--engine-url", "http://a"], "`--engine vllm` and `--engine-url` go together"),
         (["--port", "65536"], "`--port` must be 0 to 65535, got 65536"),
         (["--port", "-1"], "`--port` must be 0 to 65535, got -1"),
         (["--store-size", "much"], "`--store-size` must be a size such as 500MB or 10GB, got 'much'"),
+        (["--max-text", "0"], "`--max-text` must be a size such as 500MB or 10GB, got '0'"),
+        (["--max-batch", "0"], "`max_batch` must be above 0, got 0"),
     ],
 )
-def test_what_it_refuses(words, message, capsys):
+def test_what_it_refuses(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["serve", *words]) == 1
     assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,6 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the extra test")
 
-from c3_hf.cli import main  # noqa: E402
 from c3_hf.serving.protocol import Limits, read_segments  # noqa: E402
 
 from .conftest import TEXT, ask, slowed, wait_until  # noqa: E402
@@ -184,23 +183,6 @@ def test_a_limit_is_above_0(name):
 def test_segments_that_are_not_there(text):
     with pytest.raises(Exception, match="`segments` must be one of 0 to 2, or two with - between them"):
         read_segments(text, 3)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--store-size", "much"], "`--store-size` must be a size such as 500MB or 10GB, got 'much'"),
-        (["--max-text", "0"], "`--max-text` must be a size such as 500MB or 10GB, got '0'"),
-        (["--engine", "vllm"], "`--engine vllm` and `--engine-url` go together"),
-        (["--engine-url", "http://a"], "`--engine vllm` and `--engine-url` go together"),
-        (["--max-batch", "0"], "`max_batch` must be above 0, got 0"),
-    ],
-)
-def test_what_the_command_cannot_use(words, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["serve", *words]) == 1
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
