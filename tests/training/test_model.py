@@ -40,6 +40,26 @@ def test_two_vocabularies_cannot_share():
         share_initial_embeddings(C3ForConditionalGeneration(config))
 
 
+def test_heads_begin_with_distances_of_their_own(write_recipe, recipe):
+    recipe["attention_bias_range"] = {"encoder": 3.0}
+    model, _ = prepare_model(parse_recipe(write_recipe(recipe))[0])
+    biases = {
+        half: torch.cat(
+            [p.flatten() for name, p in part.named_parameters() if name.endswith(("q_proj.bias", "k_proj.bias"))]
+        )
+        for half, part in (("encoder", model.model.encoder), ("decoder", model.model.language_model))
+    }
+    assert biases["encoder"].std().item() == pytest.approx(3, abs=0.5)
+    assert biases["decoder"].abs().max() == 0
+
+
+def test_a_half_without_biases_cannot_begin_so(write_recipe, recipe):
+    recipe["attention_bias_range"] = {"decoder": 3.0}
+    recipe["text_config"] = {**recipe["text_config"], "model_type": "llama"}
+    with pytest.raises(ValueError, match="`attention_bias_range` was given for a half without biases"):
+        prepare_model(parse_recipe(write_recipe(recipe))[0])
+
+
 def test_the_attention_asked_for(write_recipe, recipe):
     model, _ = prepare_model(parse_recipe(write_recipe({**recipe, "attn_implementation": "eager"}))[0])
     assert model.model.encoder.config._attn_implementation == "eager"

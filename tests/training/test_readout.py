@@ -48,12 +48,28 @@ def test_the_loss_names_the_tokens_of_each_stretch_from_its_end(model):
     assert counts.tolist() == [right, len(losses)]
 
 
-def test_a_share_of_the_tokens(model):
-    readout = LatentReadout(model, share=0.25)
-    ids = torch.zeros(40, 1, 12, dtype=torch.long)
-    torch.manual_seed(0)
-    counts = readout(torch.randn(40, 1, 4, 32), model.encoder.embed_tokens.weight, ids, ids + 1, ids[..., 0] + 3)[1]
-    assert 90 < counts[1] < 150
+def test_candidates_are_the_words_of_the_batch_and_some_drawn_ones(model):
+    readout = LatentReadout(model, candidates=50)
+    table = model.encoder.embed_tokens.weight
+    ids = torch.randint(0, 250, (8, 1, 12), generator=torch.Generator().manual_seed(0))
+    inputs = (torch.randn(8, 1, 4, 32), table, ids, torch.ones_like(ids), torch.full((8, 1), 3))
+    torch.manual_seed(3)
+    loss, counts = readout(*inputs)
+    torch.manual_seed(3)
+    words = sorted({*ids.flatten().tolist(), *torch.randint(len(table), (50,)).tolist()})
+    whole, expected = LatentReadout(model), []
+    whole.load_state_dict(readout.state_dict())
+    for row in range(8):
+        for latent in range(4):
+            for place in range(3):
+                rows = slice(place * 24, (place + 1) * 24)
+                read = readout.heads.weight[rows] @ inputs[0][row, 0, latent] + readout.heads.bias[rows]
+                logits = table[words] @ functional.layer_norm(read, (24,))
+                target = words.index(int(ids[row, 0, latent * 3 + 2 - place]))
+                expected.append(functional.cross_entropy(logits, torch.tensor(target)))
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-4, atol=1e-4)
+    assert counts[1] == 8 * 12
+    assert loss < whole(*inputs)[0]
 
 
 def test_a_model_without_a_stride_has_no_read_out():
@@ -73,7 +89,7 @@ def test_it_is_given_once(model):
 def test_a_run_learns_the_heads_resumes_with_them_and_leaves_them_out(write_recipe, recipe, options, tmp_path):
     if options:
         pytest.importorskip("peft")
-    recipe |= {"latent_stride": 4, "readout_weight": 1.0, "readout_share": 0.5, **options}
+    recipe |= {"latent_stride": 4, "readout_weight": 1.0, "readout_candidates": 20, **options}
     whole = train(*parse_recipe(write_recipe(recipe)))
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(0 <= entry["readout_accuracy"] <= 1 for entry in entries if "loss" in entry)
@@ -113,6 +129,31 @@ def test_strides_can_grow_while_lengths_stay():
     assert max(schedule.stride_at(step) for step in range(45, 50)) == 5
     assert max(schedule.stride_at(step) for step in range(100, 200)) == 11
     assert max(schedule.length_at(step) for step in range(200)) == 32
+
+
+def test_the_share_of_low_strides_follows_its_curve():
+    options = {"num_latents": 32, "stride_ceiling": [(0, 10)], "low_stride_share": [(0, 0.0), (100, 0.0), (101, 1.0)]}
+    schedule = LengthSchedule(8, [(0, 320)], **options)
+    assert {schedule.stride_at(step) for step in range(101)} == {10}
+    assert {schedule.stride_at(step) for step in range(101, 400)} == set(range(1, 11))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("options", [{}, {"lora": ["encoder", "decoder"]}], ids=["whole", "lora"])
+def test_until_its_start_the_decoder_stays_as_it_was(write_recipe, recipe, options, tmp_path):
+    if options:
+        pytest.importorskip("peft")
+    recipe |= {"latent_stride": 4, "readout_weight": 1.0, "decoder_start": 4, "weight_decay": 0.0, **options}
+    recipe |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "save_total_limit": 9, "logging_steps": 1}
+    trainer = train(*parse_recipe(write_recipe(recipe)))
+    states = [load_file(next((tmp_path / "run" / f"checkpoint-{n}").glob("*model.safetensors"))) for n in (2, 4, 6)]
+    for part, moves in (("language_model", (False, True)), ("encoder.", (True, True))):
+        for before, after, moved in zip(states, states[1:], moves):
+            same = [torch.equal(before[name], after[name]) for name in before if part in name]
+            assert same
+            assert all(same) is not moved
+    losses = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [any("accuracy_to" in name for name in entry) for entry in losses] == [False] * 4 + [True] * 2
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ class LengthSchedule:
         seed: int = 0,
         num_latents: int | None = None,
         stride_ceiling: Sequence[tuple[int, int]] | None = None,
+        low_stride_share: Sequence[tuple[int, float]] = ((0, 0.5),),
     ) -> None:
         for name, pairs, least in (("ceiling", ceiling, min_tokens), ("stride_ceiling", stride_ceiling, 1)):
             if pairs is None:
@@ -90,10 +91,11 @@ class LengthSchedule:
         self.seed = seed
         self.num_latents = num_latents
         self.stride_ceiling = stride_ceiling
+        self.low_stride_share = low_stride_share
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
-        return _interpolate(self.ceiling, step)
+        return int(_interpolate(self.ceiling, step))
 
     def raise_ceiling(self, step: int, tokens: int) -> None:
         """Let the ceiling be `tokens` from `step` on, without a ramp; earlier steps keep theirs."""
@@ -114,7 +116,7 @@ class LengthSchedule:
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`: the most in half of the steps, evenly from 1 to that in the others.
+        """Tokens a latent stands for at `step`: the most, or in `low_stride_share` of steps evenly from 1 to that.
 
         Raises:
             TypeError: without `num_latents`.
@@ -124,18 +126,19 @@ class LengthSchedule:
         if self.stride_ceiling is None:
             most = -(-self.ceiling_at(step) // self.num_latents)
         else:
-            most = _interpolate(self.stride_ceiling, step)
+            most = int(_interpolate(self.stride_ceiling, step))
         rng = np.random.default_rng([self.seed, 1, step])
-        return most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+        lower = rng.random() >= 1 - _interpolate(self.low_stride_share, step)
+        return int(rng.integers(1, most + 1)) if lower else most
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
         return int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))
 
 
-def _interpolate(pairs: Sequence[tuple[int, int]], step: int) -> int:
+def _interpolate(pairs: Sequence[tuple[int, float]], step: int) -> float:
     steps, values = zip(*pairs)
-    return int(np.interp(step, steps, values))
+    return float(np.interp(step, steps, values))
 
 
 class AdaptiveCurriculum:

@@ -67,6 +67,11 @@ class C3Config(PretrainedConfig):
             one distance from its latent in every text, which rotary attention finds at once (enhanced position
             layout, arXiv 2409.14364). `None` is the original's layout: positions count up by one. A stock decoder
             cannot place latents so.
+        local_latents (`bool`, defaults to `False`):
+            Whether a query of the encoder sees, of the text, only the tokens its latent stands for; it needs a
+            `latent_stride`. What these tokens say of the text before them still reaches the latent, because the
+            encoder is causal; nothing of the text behind them does. A small model with random weights learns many
+            tokens a latent only so: attention chooses among `latent_stride` tokens, not among all of the text.
         context_start_token_id (`int`, defaults to 151857):
             Id of the token before a block of placeholders (`<img>` in the released vocabulary).
         context_end_token_id (`int`, defaults to 151858):
@@ -95,8 +100,8 @@ class C3Config(PretrainedConfig):
 
     Raises:
         ValueError: if a sub-configuration has no known `model_type`, `num_latents`, `segment_length` or
-            `latent_stride` is not positive, a token id lies outside the vocabulary it indexes, two special ids
-            coincide, or only one of the in-line ids is given.
+            `latent_stride` is not positive, `local_latents` comes without a `latent_stride`, a token id lies outside
+            the vocabulary it indexes, two special ids coincide, or only one of the in-line ids is given.
         TypeError: if a sub-configuration is neither a `PretrainedConfig` nor a `dict`.
 
     Example:
@@ -120,6 +125,7 @@ class C3Config(PretrainedConfig):
         num_latents: int = 32,
         segment_length: Optional[int] = None,
         latent_stride: Optional[int] = None,
+        local_latents: bool = False,
         context_start_token_id: int = 151857,
         context_end_token_id: int = 151858,
         context_token_id: int = 151859,
@@ -138,6 +144,7 @@ class C3Config(PretrainedConfig):
         self.num_latents = num_latents
         self.segment_length = segment_length
         self.latent_stride = latent_stride
+        self.local_latents = local_latents
         self.context_start_token_id = context_start_token_id
         self.context_end_token_id = context_end_token_id
         self.context_token_id = context_token_id
@@ -180,6 +187,11 @@ class C3Config(PretrainedConfig):
             raise ValueError(
                 f"`latent_stride` must be a positive int or None, got {self.latent_stride!r}. None is the original's "
                 "layout, in which positions count up by one."
+            )
+        if self.local_latents and self.latent_stride is None:
+            raise ValueError(
+                "`local_latents` is set without a `latent_stride`: which tokens a latent stands for is known by the "
+                "stride. Set `latent_stride`, or leave `local_latents` out."
             )
 
     def _check_token_ids(self):

@@ -146,7 +146,7 @@ class C3Model(C3PreTrainedModel):
         # Reentrant checkpointing trains nothing behind an input without a gradient: a frozen table under an adapter.
         if self.training and torch.is_grad_enabled() and not inputs_embeds.requires_grad:
             inputs_embeds.requires_grad_(any(parameter.requires_grad for parameter in self.encoder.parameters()))
-        attention_mask, position_ids = context_positions(self.config, contexts)
+        attention_mask, position_ids = context_positions(self.config, contexts, inputs_embeds.dtype)
         outputs = self.encoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -128,17 +128,19 @@ def check_room(config, length, num_contexts, table_length, new_tokens=0):
     return table_length - taken + 1
 
 
-def context_positions(config, contexts):
+def context_positions(config, contexts, dtype):
     """
     Mask and positions of the encoder's input: contexts, start marker, latent queries.
 
     Args:
         config (`C3Config`).
         contexts (`Contexts`): checked, with ids.
+        dtype (`torch.dtype`): of the encoder's states.
 
     Returns:
         Two `torch.LongTensor` of shape `(rows * num_contexts, context_length + 1 + num_latents)`; both `None` where
-        nothing is padded and positions count up by one.
+        nothing is padded and positions count up by one. With `config.local_latents` the mask is the one of
+        [`local_mask`].
     """
     mask, num_latents = contexts.attention_mask, config.num_latents
     if mask is None:
@@ -154,7 +156,46 @@ def context_positions(config, contexts):
     if contexts.strides is not None:
         places = torch.arange(1, num_latents + 1, device=mask.device) * contexts.strides.reshape(-1, 1) - 1
         position_ids = torch.cat([position_ids[:, :-num_latents], places], dim=1)
+    if config.local_latents:
+        attention_mask = local_mask(config, attention_mask, position_ids, contexts.strides.reshape(-1), dtype)
     return attention_mask, position_ids
+
+
+def local_mask(config, attention_mask, position_ids, strides, dtype):
+    """
+    Additive mask of an encoder whose queries see only the tokens their latents stand for.
+
+    Text sees the text before it, as without this mask. A query sees the `strides` tokens of text up to its own
+    position, the start marker and itself; the start marker sees itself alone, so that it tells queries nothing of the
+    text behind their own. Padding sees itself, so that no row of the softmax is empty.
+
+    Args:
+        config (`C3Config`).
+        attention_mask, position_ids (`torch.LongTensor` of shape `(rows, length)`): of text, start marker, queries.
+        strides (`torch.LongTensor` of shape `(rows,)`): tokens that a latent stands for.
+        dtype (`torch.dtype`): of the mask.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 1, length, length)`: 0 where a token is seen, else the least value of `dtype`.
+
+    Raises:
+        ValueError: if the encoder's attention takes no such mask.
+    """
+    attention = config.encoder_config._attn_implementation
+    if attention not in (None, "eager", "sdpa"):
+        raise ValueError(
+            f"`local_latents` needs eager or sdpa attention in the encoder, and this one has {attention!r}, which "
+            'takes no mask by rows. Load the model with `attn_implementation={"encoder_config": "sdpa"}`.'
+        )
+    length, num_latents = attention_mask.shape[1], config.num_latents
+    index = torch.arange(length, device=attention_mask.device)
+    seen = (index <= index.unsqueeze(1)) & attention_mask.bool().unsqueeze(1)
+    own, text = position_ids[:, -num_latents:, None], position_ids[:, None, : -num_latents - 1]
+    seen[:, -num_latents:, : -num_latents - 1] &= (text <= own) & (text > own - strides.reshape(-1, 1, 1))
+    seen[:, -num_latents - 1, :-num_latents] = False
+    seen[:, -num_latents:, -num_latents:] = False
+    seen |= index == index.unsqueeze(1)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def stride_positions(config, placeholder_mask, attention_mask, context_strides):

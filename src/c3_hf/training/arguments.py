@@ -42,8 +42,16 @@ class ModelArguments:
         default=None,
         metadata={"help": "Most tokens a latent of a new model stands for, whose positions it keeps; None counts on."},
     )
+    local_latents: bool = field(
+        default=False,
+        metadata={"help": "A latent of a new model is made from the tokens it stands for; needs `latent_stride`."},
+    )
     initializer_range: float = field(
         default=0.02, metadata={"help": "Spread of the initial latent queries and projector of a new model."}
+    )
+    attention_bias_range: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Spread of the initial attention biases of a new model's `encoder` and `decoder`."},
     )
     copy_start: int | None = field(
         default=None,
@@ -77,6 +85,9 @@ class ModelArguments:
             unknown = sorted(set(getattr(self, name)) - set(allowed))
             if unknown:
                 raise ValueError(f"`{name}` may name {allowed}, got {unknown}.")
+        unknown = sorted(set(self.attention_bias_range) - {"encoder", "decoder"})
+        if unknown:
+            raise ValueError(f"`attention_bias_range` may name ['encoder', 'decoder'], got {unknown}.")
         if self.trained_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`trained_dtype` must be float32 or bfloat16, got {self.trained_dtype!r}.")
         if set(self.freeze) >= set(PARTS) and not self.lora:
@@ -121,6 +132,10 @@ class DataArguments:
         metadata={
             "help": "[step, tokens] pairs: the most tokens a latent stands for; None lets it follow context_ceiling."
         },
+    )
+    low_stride_share: list[Any] = field(
+        default_factory=lambda: [[0, 0.5]],
+        metadata={"help": "[step, share] pairs: share of steps whose latents stand for fewer tokens than the most."},
     )
     curriculum_accuracy: float | None = field(
         default=None,
@@ -180,8 +195,15 @@ class C3TrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Weight of the loss of naming the tokens of a latent from it alone, 0 to switch off."},
     )
-    readout_share: float = field(
-        default=1.0, metadata={"help": "Share of the tokens, 0 to 1, that the read-out loss is taken over."}
+    readout_candidates: int | None = field(
+        default=None,
+        metadata={
+            "help": "The read-out chooses among the words of the batch and so many drawn ones; None: the vocabulary."
+        },
+    )
+    decoder_start: int = field(
+        default=0,
+        metadata={"help": "Step from which the decoder trains; before it the read-out teaches the encoder alone."},
     )
     compile_layers: bool = field(
         default=False,
@@ -207,10 +229,17 @@ class C3TrainingArguments(TrainingArguments):
             )
         if self.distillation_weight < 0:
             raise ValueError(f"`distillation_weight` must not be negative, got {self.distillation_weight}.")
-        if self.readout_weight < 0 or not 0 < self.readout_share <= 1:
+        if self.readout_weight < 0:
+            raise ValueError(f"`readout_weight` must not be negative, got {self.readout_weight}.")
+        if self.readout_candidates is not None and self.readout_candidates < 1:
             raise ValueError(
-                "`readout_weight` must not be negative and `readout_share` must lie above 0 and at most at 1, got "
-                f"{self.readout_weight} and {self.readout_share}."
+                f"`readout_candidates` must be positive, got {self.readout_candidates}. Leave it out for the whole "
+                "vocabulary."
+            )
+        if self.decoder_start > 0 and not self.readout_weight:
+            raise ValueError(
+                f"`decoder_start` is {self.decoder_start}, and without a read-out nothing teaches the encoder before. "
+                "Set `readout_weight`."
             )
         if self.max_steps <= 0:
             raise ValueError(

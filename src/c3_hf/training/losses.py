@@ -107,14 +107,14 @@ class LatentReadout(nn.Module):
 
     Args:
         model: the body of the model that trains; the heads read its latents from now on.
-        share: share of the tokens (0 to 1) that the loss is taken over, drawn anew each time: the product with the
-            vocabulary is most of its cost.
+        candidates: the heads choose among the words of the batch and so many others, drawn anew each time; `None` is
+            the whole vocabulary, the product with which is most of the cost.
 
     Raises:
         ValueError: if the model has no `latent_stride`.
     """
 
-    def __init__(self, model: C3Model, share: float = 1.0) -> None:
+    def __init__(self, model: C3Model, candidates: int | None = None) -> None:
         super().__init__()
         config = model.config
         if config.latent_stride is None:
@@ -123,7 +123,7 @@ class LatentReadout(nn.Module):
                 "by it. Set `latent_stride` in the recipe, or leave `readout_weight` out."
             )
         self.num_places = config.latent_stride
-        self.share = share
+        self.candidates = candidates
         self.width = config.encoder_config.hidden_size
         self.heads = nn.Linear(config.text_config.hidden_size, self.num_places * self.width)
         nn.init.normal_(self.heads.weight, std=config.text_config.hidden_size**-0.5)
@@ -167,6 +167,7 @@ class LatentReadout(nn.Module):
 
         Returns:
             Mean cross-entropy in float32, and the right and all tokens that were asked for: int64 of shape `(2,)`.
+            With `candidates` both are among these.
         """
         num_latents = latents.shape[2]
         latents = latents.flatten(0, 1)
@@ -177,10 +178,12 @@ class LatentReadout(nn.Module):
         tokens = ends.unsqueeze(-1) - 1 - places
         lengths = mask.sum(dim=1).reshape(-1, 1, 1)
         asked = (places < context_strides.reshape(-1, 1, 1)) & (tokens < lengths)
-        if self.share < 1:
-            asked &= torch.rand(asked.shape, device=asked.device) < self.share
         context, latent, place = asked.nonzero(as_tuple=True)
         targets = ids[context, tokens[context, latent, place]]
+        if self.candidates is not None:
+            others = torch.randint(len(table), (self.candidates,), device=targets.device)
+            words, index = torch.cat([targets, others]).unique(return_inverse=True)
+            table, targets = table[words], index[: len(targets)]
         most = int(context_strides.max())
         weight, bias = (part[: most * self.width] for part in (self.heads.weight, self.heads.bias))
         read = functional.linear(latents, weight.to(latents.dtype), bias.to(latents.dtype))

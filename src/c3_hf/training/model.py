@@ -121,6 +121,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         encoder_config={**shared, **arguments.encoder_config},  # type: ignore[dict-item]
         num_latents=arguments.num_latents,
         latent_stride=arguments.latent_stride,
+        local_latents=arguments.local_latents,
         initializer_range=arguments.initializer_range,
         context_start_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_START_TOKEN),
         context_end_token_id=tokenizer.convert_tokens_to_ids(CONTEXT_END_TOKEN),
@@ -133,6 +134,9 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
     model = C3ForConditionalGeneration(config)
     if arguments.share_initial_embeddings:
         share_initial_embeddings(model)
+    halves = {"encoder": model.model.encoder, "decoder": model.model.language_model}
+    for half, spread in arguments.attention_bias_range.items():
+        spread_attention_biases(halves[half], spread)
     model.generation_config = GenerationConfig(
         bos_token_id=end_of_text,
         eos_token_id=[end_of_turn, end_of_text],
@@ -156,6 +160,32 @@ def _prompt_ids(processor: C3Processor, request: str) -> list[int]:
     content = [{"type": "context", "text": "text"}, {"type": "text", "text": request}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], return_tensors=None)
     return cast("BatchFeature", prompt)["input_ids"][0]
+
+
+def spread_attention_biases(half: nn.Module, spread: float) -> None:
+    """Draw the biases of a half's attention anew, so wide that each head looks at distances of its own.
+
+    With rotary positions the product of the two biases is a function of the distance alone, another random one for
+    each head. With small biases every head begins with the mean of all it sees, and the heads then crowd round the
+    few places that are found first.
+
+    Args:
+        half: encoder or decoder.
+        spread: standard deviation; about 3 makes a head prefer a few of twenty distances. The weights beside the
+            biases are halved, so that words change less of what the distance says.
+
+    Raises:
+        ValueError: if the half has no such biases (`attention_bias`).
+    """
+    layers = [module for name, module in half.named_modules() if name.endswith(("q_proj", "k_proj"))]
+    if not layers or any(layer.bias is None for layer in layers):
+        raise ValueError(
+            "`attention_bias_range` was given for a half without biases of attention queries and keys. Set "
+            "`attention_bias: true` in its configuration (Llama), or leave it out."
+        )
+    for layer in layers:
+        nn.init.normal_(layer.bias, std=spread)
+        layer.weight.data.mul_(0.5)
 
 
 def share_initial_embeddings(model: C3ForConditionalGeneration) -> None:

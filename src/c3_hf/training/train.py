@@ -48,7 +48,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     processor.prompts |= saved_prompts(data_args.tasks)
     readout = None
     if args.readout_weight > 0:
-        readout = LatentReadout(body(model), share=args.readout_share)
+        readout = LatentReadout(body(model), args.readout_candidates)
         readout.attach(body(model))
     if args.compile_layers:
         compile_layers(model)
@@ -86,6 +86,7 @@ def plan_lengths(
         seed=args.seed,
         num_latents=num_latents,
         stride_ceiling=data_args.stride_ceiling,
+        low_stride_share=data_args.low_stride_share,
     )
     batches = LengthGroupedBatches(
         schedule,

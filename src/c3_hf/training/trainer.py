@@ -121,6 +121,8 @@ class C3Trainer(Trainer):
         outcomes = inputs.pop("outcome_counts")
         teacher = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         labels = inputs["labels"]
+        if self._readout is not None and model.training and self.state.global_step < self.args.decoder_start:
+            return self._encoder_loss(model, inputs, outcomes, return_outputs, **kwargs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         right = count_right(outputs.logits, labels)
         context_length = inputs["context_input_ids"].shape[-1]
@@ -140,6 +142,29 @@ class C3Trainer(Trainer):
             extra, counts = self._readout.take()
             self._meter.add_read(counts)
             loss = loss + self.args.readout_weight * extra * self._share_of_step(labels, kwargs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _encoder_loss(
+        self, model: nn.Module, inputs: dict[str, Any], outcomes: torch.Tensor, return_outputs: bool, **kwargs: Any
+    ) -> Any:
+        """Read-out loss alone; the decoder reads prompts without replies, so that the pass is that of any step."""
+        labels = inputs.pop("labels")
+        end = labels.shape[1] - inputs["logits_to_keep"] + 1
+        for name in ("input_ids", "attention_mask"):
+            inputs[name] = inputs[name][:, :end]
+        outputs = model(**{**inputs, "logits_to_keep": 1})
+        self._meter.add(
+            inputs["input_ids"].numel() + inputs["context_input_ids"].numel(),
+            inputs["context_input_ids"].shape[-1],
+            torch.zeros(2, dtype=torch.int64),
+            outcomes,
+        )
+        extra, counts = self._readout.take()
+        self._meter.add_read(counts)
+        loss = self.args.readout_weight * extra * self._share_of_step(labels, kwargs)
+        if self.args.world_size > 1:
+            # DDP waits for the gradients of every parameter.
+            loss = loss + 0.0 * outputs.logits.sum()
         return (loss, outputs) if return_outputs else loss
 
     def _share_of_step(self, labels: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor | float:
