@@ -73,8 +73,8 @@ class ServerProcess:
             self.process.wait()
 
     def errors(self) -> int:
-        """Requests that the log says have failed inside, whatever the client was told."""
-        return len(re.findall(r" s, \w+ at ", self._log.read_text()))
+        """Failures inside that the log tells of, of requests, batches and compressions, whatever clients were told."""
+        return len(re.findall(r"(?: s, |failed: )\w+ at |^Traceback ", self._log.read_text(), flags=re.MULTILINE))
 
     def memory(self, key: str) -> int:
         """Bytes of a line of its /proc/PID/status."""
