@@ -50,6 +50,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 DEFAULT_SYSTEM_PROMPT = "You should follow the instructions carefully and explain your answers in detail."
 RESTORE_PROMPT = "Repeat the text: "
 
+# How the chat template's `plain` gives out user text with its escapes in it; whoever exports the template adds a filter.
+PLAIN_OUTPUT = "{{- ns.text -}}"
 # With `context_block` (the processor gives it) a context becomes a block of placeholders. Without it, as in the stock
 # text-generation pipeline, a part that says how many blocks of how many latents it takes becomes those; any other's
 # text stands in line between two markers and generate() cuts it out.
@@ -58,7 +60,7 @@ _CHAT_TEMPLATE = """
 {%- macro plain(text) -%}
 {%- set ns = namespace(text=text) -%}
 {%- for first in ESCAPED -%}{%- set ns.text = ns.text | replace(first, first ~ 'ESCAPE') -%}{%- endfor -%}
-{{- ns.text -}}
+PLAIN_OUTPUT
 {%- endmacro -%}
 {%- macro context(part) -%}
 {%- if context_block is defined -%}{{- context_block * (part.num_blocks | default(1)) -}}
@@ -101,6 +103,7 @@ def build_chat_template(escaped: list[str]) -> str:
         escaped (`list[str]`): what [`escape_characters`] returned for the tokenizer.
     """
     values = {
+        "PLAIN_OUTPUT": PLAIN_OUTPUT,
         "TURN": TURN_TOKEN,
         "STOP": STOP_TOKEN,
         "SYSTEM_PROMPT": DEFAULT_SYSTEM_PROMPT,
