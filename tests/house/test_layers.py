@@ -17,16 +17,17 @@ SOURCE = Path(__file__).parents[2] / "src" / "c3_hf"
 # may be empty: `pipeline`, `serving` and `files` have one before they are written.
 MAY_IMPORT = {
     "files": set(),
+    "options": set(),
     "modeling": set(),
     "_auto_classes": {"modeling"},
     "conversion": {"modeling", "files"},
     "data": {"modeling", "files"},
-    "latents": {"modeling", "files"},
-    "pipeline": {"modeling", "latents", "files"},
+    "latents": {"modeling", "files", "options"},
+    "pipeline": {"modeling", "latents", "files", "options"},
     "training": {"modeling", "data", "latents", "pipeline", "files"},
     "evaluation": {"modeling", "data", "latents", "pipeline", "files"},
     "serving": {"modeling", "latents", "pipeline", "files"},
-    "web": {"modeling", "data", "latents", "pipeline", "evaluation", "files"},
+    "web": {"modeling", "data", "latents", "pipeline", "evaluation", "files", "options"},
     "cli": {
         "modeling",
         "conversion",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "serving",
         "web",
         "files",
+        "options",
     },
 }
 # What needs no place: the version for records, the folder of the bundled model.

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..options import MIN_SEGMENT_LENGTH
 from .loading import add_model_arguments, check_numbers, load_model
 from .messages import say, stdin_bytes
 
@@ -115,8 +116,6 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
     """Tokens of a segment at `ratio` tokens a latent, as far as the model has positions for them."""
-    from c3_hf.latents.segments import MIN_SEGMENT_LENGTH
-
     num_latents = pipe.model.config.num_latents
     length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.segment_room)
     if length != int(ratio * num_latents):

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from ..options import LATENT_DTYPES
 from .exact import Residual
 from .file import (
     ORDER,
@@ -25,10 +26,6 @@ from .file import (
 )
 from .fingerprints import Fingerprints
 from .measure import Calibration, SegmentFidelity, expected_precision
-
-
-# Fewer bytes: bfloat16, or int8 with one float32 scale a latent.
-LATENT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 # A segment for messages: the file it is from, and its number there; in a context from no file, its number in that.
@@ -178,7 +175,9 @@ class CompressedContext:
         header = joined_header([context.header for context in contexts])
         return cls(header, **tensors, files=files, places=counted)
 
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> CompressedContext:
+    def to(
+        self, dtype: str | torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> CompressedContext:
         """The same context with latents in another dtype (float32, bfloat16, int8) or on another device.
 
         Margins describe the latents they were measured with, so a change of dtype drops them.
@@ -187,9 +186,8 @@ class CompressedContext:
             ValueError: If `dtype` is none of the three, or the context is byte-exact: its residual fits these latents.
         """
         changed = self
+        dtype = None if dtype is None else latent_dtype_of("dtype", dtype)
         if dtype is not None and dtype != self.latents.dtype:
-            if dtype not in LATENT_DTYPES:
-                raise ValueError(f"`dtype` must be one of {LATENT_DTYPES}, got {dtype}.")
             if self.residual is not None:
                 raise ValueError(
                     f"`dtype`: a byte-exact context stays {self.latents.dtype}, because its corrections belong to "
@@ -425,6 +423,14 @@ def project(model: PreTrainedModel, latents: torch.Tensor, scales: torch.Tensor 
     """Stored latents `(num_segments, num_latents, hidden_size)` through the projector, as the decoder takes them."""
     weight = model.model.projector.weight
     return model.model.projector(dequantize(latents, scales).to(weight.device, weight.dtype))
+
+
+def latent_dtype_of(name: str, dtype: str | torch.dtype) -> torch.dtype:
+    """torch's dtype for a word or itself; ValueError naming the argument `name` if latents are not stored so."""
+    word = str(dtype).removeprefix("torch.")
+    if word not in LATENT_DTYPES:
+        raise ValueError(f"`{name}` must be one of {', '.join(LATENT_DTYPES)}, got {dtype!r}.")
+    return getattr(torch, word)
 
 
 def check_at_least_1(name: str, value: object) -> None:

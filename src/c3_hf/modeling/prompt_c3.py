@@ -50,7 +50,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 DEFAULT_SYSTEM_PROMPT = "You should follow the instructions carefully and explain your answers in detail."
 RESTORE_PROMPT = "Repeat the text: "
 
-# How the chat template's `plain` gives out user text with its escapes in it; whoever exports the template adds a filter.
+# How the chat template gives out user text with its escapes; conversion puts a filter behind it.
 PLAIN_OUTPUT = "{{- ns.text -}}"
 # With `context_block` (the processor gives it) a context becomes a block of placeholders. Without it, as in the stock
 # text-generation pipeline, a part that says how many blocks of how many latents it takes becomes those; any other's
