@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -154,8 +155,12 @@ def test_nothing_imports_the_links_at_the_root_as_modules(repository):
         *SOURCE.rglob("*.py"),
         *(path for folder in ("tests", "examples", "benchmarks") for path in (repository / folder).rglob("*.py")),
     ]
+    # Most files need no parsing to see that they do not.
+    line = re.compile(r"\b(?:from|import)\b.*(?<!\.)\b(?:modeling|conversion)\b")
     wrong = []
     for path in files:
+        if not line.search(path.read_text(encoding="utf-8")):
+            continue
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

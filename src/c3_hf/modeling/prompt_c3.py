@@ -353,11 +353,12 @@ def install_escapes(tokenizer) -> None:
     _check_fast(tokenizer)
     backend, characters = tokenizer.backend_tokenizer, escape_characters(tokenizer)
     if not reads_escapes(tokenizer):
-        state = json.loads(backend.to_str())
-        for token in state["added_tokens"]:
-            # Else it is looked for in the normalised text, where no escape is left (GPT-2's `<|endoftext|>`).
-            token["normalized"] = token["normalized"] and not token["special"]
-        backend.__setstate__(json.dumps(state).encode())
+        if any(token.special and token.normalized for token in tokenizer.added_tokens_decoder.values()):
+            state = json.loads(backend.to_str())
+            for token in state["added_tokens"]:
+                # Else it is looked for in the normalised text, where no escape is left (GPT-2's `<|endoftext|>`).
+                token["normalized"] = token["normalized"] and not token["special"]
+            backend.__setstate__(json.dumps(state).encode())
         steps = [normalizers.Replace(first + ESCAPE, first) for first in characters]
         backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
     tokenizer.chat_template = build_chat_template(characters)
