@@ -62,7 +62,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker(marker) is not None and not os.environ.get(variable):
                 item.add_marker(pytest.mark.skip(reason=f"needs {variable}: {what}"))
 
-
     # The goldens are converted once, which takes long: begun first, nobody else has to wait for them.
     first = next((item.path for item in items if "converted_goldens" in getattr(item, "fixturenames", ())), None)
     items.sort(key=lambda item: item.path != first)

@@ -26,9 +26,18 @@ class CommandParser(argparse.ArgumentParser):
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """As argparse's, and keep how it is typed."""
         action = super().add_argument(*names, **options)
+        self._note(action)
+        return action
+
+    def parse_known_args(self, *words: Any) -> Any:  # type: ignore[override]
+        """As argparse's, knowing also how the arguments of groups are typed, which do not pass `add_argument`."""
+        for action in self._actions:
+            self._note(action)
+        return super().parse_known_args(*words)
+
+    def _note(self, action: argparse.Action) -> None:
         long = [name for name in action.option_strings if name.startswith("--")]
         self.typed[action.dest] = long[0] if long else str(action.metavar or action.dest)
-        return action
 
 
 def as_typed(text: str, typed: dict[str, str]) -> str:

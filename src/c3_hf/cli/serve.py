@@ -8,8 +8,8 @@ import logging
 import os
 import re
 
-from .loading import add_dtype_argument
-from .messages import say
+from .loading import add_dtype_argument, check_address
+from .messages import FAILED, check_text, say
 
 
 KEY_VARIABLE, ENGINE_KEY_VARIABLE = "C3_API_KEY", "C3_ENGINE_API_KEY"
@@ -54,12 +54,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     limits.add_argument("--max-jobs", type=int, default=8, help="texts compressed or restored (default: %(default)s)")
     limits.add_argument("--max-batch", type=int, default=16, help="replies made together (default: %(default)s)")
     limits.add_argument("--time-limit", type=float, default=600, help="seconds for a request (default: %(default)s)")
+    # What the library calls otherwise.
+    parser.typed |= {"seconds": "--time-limit", "folder": "--store", "urls": "--engine-url"}
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    _check_port(args.port)
+    check_address(args)
+    if not args.store:
+        raise ValueError("`--store` is empty. Name a folder, or leave it out for the default.")
+    for key in args.api_key:
+        check_text("--api-key", key)
+        if not key.strip():
+            raise ValueError("`--api-key` is empty, which no client can give. Give a key, or leave it out for none.")
     sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
     if (args.engine == "vllm") != bool(args.engine_url):
         raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
@@ -117,8 +125,12 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
         await server.serve()
 
-    asyncio.run(serve())
-    return 0 if server.started else 1
+    try:
+        asyncio.run(serve())
+    except SystemExit:
+        # uvicorn's, where it cannot listen at the address; its log has said why.
+        return FAILED
+    return 0 if server.started else FAILED
 
 
 def _log_requests() -> None:
@@ -130,14 +142,9 @@ def _log_requests() -> None:
     log.setLevel(logging.INFO)
 
 
-def _check_port(port: int) -> None:
-    if not 0 <= port < 1 << 16:
-        raise ValueError(f"`--port` must be 0 to 65535, got {port}.")
-
-
 def _size(name: str, text: str) -> int:
     """Bytes, from words such as "10GB"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.strip(), flags=re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMGT]?B)?", text.strip(), flags=re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if size < 1:
         raise ValueError(f"`--{name.replace('_', '-')}` must be a size such as 500MB or 10GB, got {text!r}.")
