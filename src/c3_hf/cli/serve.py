@@ -61,16 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    check_address(args)
-    if not args.store:
-        raise ValueError("`--store` is empty. Name a folder, or leave it out for the default.")
-    for key in args.api_key:
-        check_text("--api-key", key)
-        if not key.strip():
-            raise ValueError("`--api-key` is empty, which no client can give. Give a key, or leave it out for none.")
+    _check_words(args)
     sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
-    if (args.engine == "vllm") != bool(args.engine_url):
-        raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
 
     import uvicorn
     from transformers.utils import logging as transformers_logging
@@ -128,9 +120,21 @@ def run(args: argparse.Namespace) -> int:
     try:
         asyncio.run(serve())
     except SystemExit:
-        # uvicorn's, where it cannot listen at the address; its log has said why.
-        return FAILED
+        return FAILED  # uvicorn's, where it cannot listen at the address; its log has said why
     return 0 if server.started else FAILED
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raise ValueError for what can be seen to be wrong before anything is loaded."""
+    check_address(args)
+    if not args.store:
+        raise ValueError("`--store` is empty. Name a folder, or leave it out for the default.")
+    for key in args.api_key:
+        check_text("--api-key", key)
+        if not key.strip():
+            raise ValueError("`--api-key` is empty, which no client can give. Give a key, or leave it out for none.")
+    if (args.engine == "vllm") != bool(args.engine_url):
+        raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
 
 
 def _log_requests() -> None:

@@ -186,7 +186,11 @@ class CompressedContext:
             ValueError: If `dtype` is none of the three, or the context is byte-exact: its residual fits these latents.
         """
         changed = self
-        dtype = None if dtype is None else latent_dtype_of("dtype", dtype)
+        if dtype is not None:
+            word = str(dtype).removeprefix("torch.")
+            if word not in LATENT_DTYPES:
+                raise ValueError(f"`dtype` must be one of {', '.join(LATENT_DTYPES)}, got {dtype!r}.")
+            dtype = getattr(torch, word)
         if dtype is not None and dtype != self.latents.dtype:
             if self.residual is not None:
                 raise ValueError(
@@ -423,14 +427,6 @@ def project(model: PreTrainedModel, latents: torch.Tensor, scales: torch.Tensor 
     """Stored latents `(num_segments, num_latents, hidden_size)` through the projector, as the decoder takes them."""
     weight = model.model.projector.weight
     return model.model.projector(dequantize(latents, scales).to(weight.device, weight.dtype))
-
-
-def latent_dtype_of(name: str, dtype: str | torch.dtype) -> torch.dtype:
-    """torch's dtype for a word or itself; ValueError naming the argument `name` if latents are not stored so."""
-    word = str(dtype).removeprefix("torch.")
-    if word not in LATENT_DTYPES:
-        raise ValueError(f"`{name}` must be one of {', '.join(LATENT_DTYPES)}, got {dtype!r}.")
-    return getattr(torch, word)
 
 
 def check_at_least_1(name: str, value: object) -> None:
