@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
     thread, metrics = ModelThread(), Metrics()
     engine: Engine
     if args.engine == "vllm":
-        key = os.environ.get(ENGINE_KEY_VARIABLE)
-        engine = VllmEngine(pipe, thread, args.engine_url, limits, api_key=key)
+        engine = VllmEngine(pipe, thread, args.engine_url, limits, api_key=os.environ.get(ENGINE_KEY_VARIABLE))
     else:
         engine = TransformersEngine(pipe, thread, limits, metrics.batch.observe)
     keys = args.api_key or [key for key in [os.environ.get(KEY_VARIABLE)] if key]
