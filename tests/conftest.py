@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -41,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="c3-hf-modules-")
     if not config.getoption("--run-hub"):
         os.environ["HF_HUB_OFFLINE"] = "1"
+    # xdist would begin with the files of most tests, so that the slowest, of few tests each, are left to one process.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
     # How long an example takes is the machine's business.
     settings.register_profile("any machine", deadline=None)
     settings.load_profile("any machine")
@@ -57,6 +61,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker(marker) is not None and not os.environ.get(variable):
                 item.add_marker(pytest.mark.skip(reason=f"needs {variable}: {what}"))
+
+    # The goldens are converted once, which takes long: begun first, nobody else has to wait for them.
+    first = next((item.path for item in items if "converted_goldens" in getattr(item, "fixturenames", ())), None)
+    items.sort(key=lambda item: item.path != first)
+
+
+def pytest_collection_finish() -> None:
+    # What the packages made when they were imported stays to the end. Gone through at every collection of garbage, it
+    # was a fifth of the suite's time.
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -137,6 +151,14 @@ def converted_goldens(shared_dir: Path, made_once: Callable) -> dict[str, Path]:
         name: made_once(f"golden-{name}", partial(convert, shared_dir / "goldens" / name / "checkpoint", verify=True))
         for name in ("tiny_a", "vocab_b")
     }
+
+
+@pytest.fixture(scope="session")
+def real_processor(converted_goldens: dict[str, Path]):
+    """The processor of the golden checkpoint with the released vocabulary, which takes seconds to load."""
+    from c3_hf import C3Processor
+
+    return C3Processor.from_pretrained(converted_goldens["vocab_b"])
 
 
 @pytest.fixture(scope="session")

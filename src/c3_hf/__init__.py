@@ -9,10 +9,11 @@ from . import _auto_classes
 
 
 if _typing.TYPE_CHECKING:
-    from c3_hf.latents import CompressedContext, CompressionOptions
+    from c3_hf.latents import CompressedContext
     from c3_hf.modeling.configuration_c3 import C3Config
     from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
     from c3_hf.modeling.processing_c3 import C3Processor
+    from c3_hf.options import CompressionOptions
     from c3_hf.pipeline import C3Pipeline, compress, restore, verify
 
 
@@ -32,10 +33,11 @@ __all__ = [
 
 # What needs torch is imported when it is first asked for, so that `c3-hf --help` answers at once.
 _HOMES = {
-    "latents": ("CompressedContext", "CompressionOptions"),
+    "latents": ("CompressedContext",),
     "modeling.configuration_c3": ("C3Config",),
     "modeling.modeling_c3": ("C3ForConditionalGeneration", "C3Model"),
     "modeling.processing_c3": ("C3Processor",),
+    "options": ("CompressionOptions",),
     "pipeline": ("C3Pipeline", "compress", "restore", "verify"),
 }
 

@@ -122,10 +122,12 @@ def check_new_folder(path: str | os.PathLike) -> Path:
     """Where a folder called `path` is to be made, links followed.
 
     Raises:
-        ValueError: if something is there that is not an empty folder, its name is too long, or no folder can be made
-            there.
+        ValueError: if the path is empty, something is there that is not an empty folder, its name is too long, or no
+            folder can be made there.
         OSError: if it is a link that leads to itself.
     """
+    if not str(path):
+        raise ValueError("`output` is empty. Give the name of a folder to make.")
     place = place_of(path)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ValueError(f"`output` {path} exists and is not an empty folder. Remove it, or give another name.")

@@ -73,7 +73,7 @@ def test_the_options_of_the_command_are_those_of_compressing():
     fields = {field.name: field.default for field in dataclasses.fields(CompressionOptions)}
     # What is not given is the field's own default; batches have the same size in every command.
     assert options_of(build_parser().parse_args(["compress", "a.txt"])) == {"batch_size": fields["batch_size"]}
-    values = [10, 40, torch.int8, True, True, 0.5, 20, 1.5, False, 3]
+    values = [10, 40, "int8", True, True, 0.5, 20, 1.5, False, 3]
     given = dict(zip(fields, values, strict=True))
     words = "--ratio 10 --segment-length 40 --latent-dtype int8 --verify --exact --target-fidelity 0.5"
     words += " --min-segment-length 20 --exact-margin 1.5 --no-check --batch-size 3"

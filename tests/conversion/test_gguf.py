@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -101,5 +102,16 @@ def test_a_file_that_is_absent_or_no_gguf_is_named(file, tmp_path):
         load_half(tmp_path / "absent.gguf", "auto")
     broken = shutil.copyfile(file, tmp_path / "broken.gguf")
     broken.write_bytes(b"GGUX" + file.read_bytes()[4:])
-    with pytest.raises(ValueError, match=r"broken\.gguf: transformers cannot build a model of these entries"):
+    with pytest.raises(ValueError, match=r"broken\.gguf is no whole GGUF file, it begins with"):
         load_half(broken, "auto")
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"no gguf, but words of a text", b"GGUF\3" + b"\xff" * 40])
+def test_a_file_that_is_none_or_cut_short(content, tmp_path, capsys):
+    (tmp_path / "\u00e9.GGUF").write_bytes(content)
+    words = ["--encoder", str(tmp_path / "\u00e9.GGUF"), "--decoder", str(tmp_path / "\u00e9.GGUF")]
+    assert main(["new", str(tmp_path / "out"), *words]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"\u00e9\.GGUF(:| is no whole GGUF file, it begins with b'.*'\. Fetch it again)", said)
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -96,6 +96,16 @@ def test_same_seed_same_model(pairs):
     assert not torch.equal(first["model.latent_queries.weight"], other["model.latent_queries.weight"])
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_seeds_that_are_none(pairs, seed):
+    with pytest.raises(ValueError, match=rf"`seed` must be 0 to 2\*\*63 - 1, got {seed}"):
+        make_model("no encoder", "no decoder", 4, seed=seed)
+    model = make_model(pairs("qwen2", hidden_size=24), pairs("qwen2"), 4).model
+    with pytest.raises(ValueError, match=r"`seed` must be 0 to 2\*\*63 - 1"):
+        resize_latents(model, 6, seed=seed)
+    assert model.config.num_latents == 4
+
+
 def test_untied_heads_grow_too(pairs):
     made = make_model(pairs("qwen2", hidden_size=24), pairs("llama", tie_word_embeddings=False), 2)
     head, table = made.model.lm_head.weight, made.model.get_input_embeddings().weight
@@ -398,3 +408,19 @@ def test_the_card_of_a_new_model_says_that_it_is_untrained_and_no_licence(pairs,
     assert "its latent queries were changed (2 of 2 queries kept, 0 dropped, 1 drawn anew)." in longer.text
     assert "**Untrained:** its projector's bias is zero, as at the start." in other.text
     assert [card.data.license for card in (made, longer, other)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["out", "--encoder", "", "--decoder", ""], "the name of a half is empty. Give a folder, a Hub id or a GGUF"),
+        (
+            ["out", "--from", "", "--num-latents", "4"],
+            "`--from` is empty. Give the folder or the Hub id",
+        ),
+        (["", "--encoder", "a", "--decoder", "b"], "`output` is empty. Give the name of a folder to make"),
+    ],
+)
+def test_empty_names(words, message, capsys):
+    assert main(["new", *words]) == 1
+    assert message in capsys.readouterr().err

@@ -177,12 +177,6 @@ def test_a_template_that_does_not_only_append_is_refused(processor):
         C3DataCollator(broken)([chat(("user", "q"), ("assistant", "a"))])
 
 
-@pytest.fixture(scope="module")
-def real_processor(converted_goldens):
-    """The processor of the golden checkpoint with the real vocabulary."""
-    return C3Processor.from_pretrained(converted_goldens["vocab_b"])
-
-
 def golden_samples(shared_dir):
     cases = json.loads((shared_dir / "goldens/vocab_b/cases.json").read_text(encoding="utf-8"))
     return cases["training_samples"]

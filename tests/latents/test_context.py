@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from c3_hf import CompressedContext, restore
-from c3_hf.latents.context import LATENT_DTYPES, dequantize, quantize
+from c3_hf.latents.context import dequantize, quantize
 from c3_hf.latents.file import ContextHeader, write_file
 from c3_hf.latents.fingerprints import fingerprint_model, fingerprint_processor
+from c3_hf.options import LATENT_DTYPES
 from factories import make_model, make_processor
 
 
@@ -97,6 +98,7 @@ def test_to_changes_the_latents_dtype(compressed):
 def test_quantized_latents_are_close_and_zero_stays_zero(dtype):
     latents = torch.randn(3, 4, 16) * torch.tensor([1e-3, 1.0, 1e3]).reshape(3, 1, 1)
     latents[1, 2] = 0
+    dtype = getattr(torch, dtype)
     stored, scales = quantize(latents, dtype)
     assert stored.dtype == dtype
     bound = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.int8: 0.5 / 127}[dtype]

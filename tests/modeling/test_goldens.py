@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from c3_hf import C3ForConditionalGeneration, C3Processor
+from c3_hf import C3ForConditionalGeneration
 
 
 SETS = ("tiny_a", "vocab_b")
@@ -161,9 +161,8 @@ def test_what_the_original_rejects_or_mishandles(goldens, name):
             golden.model(prompt, context_input_ids=context)
 
 
-def test_text_cases_from_strings(goldens):
-    golden = goldens["vocab_b"]
-    processor = C3Processor.from_pretrained(golden.folder)
+def test_text_cases_from_strings(goldens, real_processor):
+    golden, processor = goldens["vocab_b"], real_processor
     compared = 0
     for case in golden.record["cases"]:
         if case["kind"] != "text" or case["name"].startswith("special_tokens_in"):

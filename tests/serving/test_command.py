@@ -44,7 +44,14 @@ def test_it_says_what_it_serves_and_where(tmp_path, monkeypatch, capsys):
         (["--port", "-1"], "`--port` must be 0 to 65535, got -1"),
         (["--store-size", "much"], "`--store-size` must be a size such as 500MB or 10GB, got 'much'"),
         (["--max-text", "0"], "`--max-text` must be a size such as 500MB or 10GB, got '0'"),
-        (["--max-batch", "0"], "`max_batch` must be above 0, got 0"),
+        (["--store-size", "9" * 400], "`--store-size` must be a size such as 500MB or 10GB"),
+        (["--store", ""], "`--store` is empty. Name a folder"),
+        (["--engine", "vllm", "--engine-url", "no url", "--store", "."], "`--engine-url`: 'no url' is no URL"),
+        (["--host", " "], "`--host` is empty. Give an address, such as 127.0.0.1"),
+        (["--api-key", ""], "`--api-key` is empty, which no client can give"),
+        (["--api-key", "a", "--api-key", "caf\udce9"], "`--api-key` is not UTF-8 at character 3"),
+        (["--time-limit", "nan"], "`--time-limit` must be above 0, got nan"),
+        (["--max-batch", "0"], "`--max-batch` must be above 0, got 0"),
     ],
 )
 def test_what_it_refuses(words, message, capsys, tmp_path, monkeypatch):
@@ -52,3 +59,15 @@ def test_what_it_refuses(words, message, capsys, tmp_path, monkeypatch):
     assert main(["serve", *words]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_cannot_be_used_and_a_store_that_is_a_file(capsys, tmp_path, monkeypatch):
+    async def listen(server):
+        # As uvicorn does after a line in its log; the log itself would hold on to the streams of this test.
+        raise SystemExit(3)
+
+    monkeypatch.setattr(uvicorn.Server, "serve", listen)
+    assert main(["serve", "--store", str(tmp_path / "store"), "--host", "203.0.113.9"]) == 1
+    (tmp_path / "file").touch()
+    assert main(["serve", "--store", str(tmp_path / "file")]) == 1
+    assert f"`--store` {tmp_path / 'file'} is a file; give a folder" in capsys.readouterr().err

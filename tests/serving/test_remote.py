@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import io
+import os
 import re
 import sys
+import threading
 
 import pytest
 
@@ -118,6 +121,12 @@ def test_servers_that_are_none(call, live, monkeypatch, capsys):
     words = ["compress", "story.txt", "--server"]
     assert main([*words, "localhost"]) == 1
     assert "`--server` 'localhost' is no URL; expected one such as http://127.0.0.1:8000" in capsys.readouterr().err
+    for address in ("", "http://", "http://[::1", "http://a:b", "http://a\udce9"):
+        assert main([*words, address]) == 1
+        assert re.search(r"`--server` .* is no URL.*; expected one such as", (said := capsys.readouterr().err))
+        assert said.count("\n") == 1
+    assert main([*words, "HTTP://127.0.0.1:9"]) == 1
+    assert "`--server` HTTP://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
     assert main([*words, "http://127.0.0.1:9"]) == 1
     assert re.search(r"`--server` http://127\.0\.0\.1:9 cannot be reached \(.+\)\. Start", capsys.readouterr().err)
     monkeypatch.setenv("C3_API_KEY", "wrong")
@@ -127,3 +136,48 @@ def test_servers_that_are_none(call, live, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "httpx", None)
     assert main([*words, live.url]) == 1
     assert "`--server` needs the package httpx" in capsys.readouterr().err
+
+
+def test_a_key_and_a_name_of_any_letters(start, pipe, tmp_path, monkeypatch, capsys):
+    live = start(pipe, api_keys=("schl\u00fcssel",))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("C3_API_KEY", "schl\u00fcssel")
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text(STORY)
+    assert main(["compress", name, "--server", live.url]) == 0
+    assert capsys.readouterr().out.startswith("c3-")
+    monkeypatch.setenv("C3_API_KEY", "caf\udce9")
+    assert main(["compress", name, "--server", live.url]) == 1
+    assert "`C3_API_KEY` is not UTF-8 at character 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "sign"),
+    [(b"<html>", "its answer is no JSON"), (b"[]", "its answer has no "), (b'{"data": [{}]}', "")],
+    ids=["page", "list", "models of others"],
+)
+def test_another_program_behind_the_address(body, sign, tmp_path, monkeypatch, capsys):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "story.txt").write_text(STORY)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for words in (["compress", "story.txt"], ["ask", "c3-" + "0" * 32, "--start", "a"]):
+            assert main([*words, "--server", url]) == 1
+            said = capsys.readouterr().err
+            assert f"`--server` {url} is no `c3-hf serve` ({sign}" in said
+            assert said.count("\n") == 1
+        server.shutdown()

@@ -49,6 +49,11 @@ def test_the_app_is_short_and_uses_the_public_object(repository, name):
     [
         (["--web", "a", "--model", "b"], "`--web` and `--model` both name a model; give one of them"),
         (["--web", "--time-limit", "0"], "`--time-limit` must be a positive number of seconds, got 0.0"),
+        (["--web", "--time-limit", "nan"], "`--time-limit` must be a positive number of seconds, got nan"),
+        (["--web", "--port", "70000"], "`--port` must be 0 to 65535, got 70000"),
+        (["--web", "--host", ""], "`--host` is empty. Give an address, such as 127.0.0.1"),
+        (["--web", "--ratio", "8"], "`--ratio` means nothing with `--web`, where the page has a control for it"),
+        (["--port", "7860"], "`--port` means nothing without `--web`; add it, or leave this out"),
         (["no-such-file.txt", "--web"], "no-such-file.txt: No such file or directory"),
     ],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..files import file_sha256, is_stream
+from ..options import LATENT_DTYPES, CompressionOptions
 from .files import (
     STREAM,
     SUFFIX,
@@ -58,45 +59,37 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--append", action="store_true", help="add to an existing output instead of replacing it")
     add_model_arguments(parser)
     add_server_argument(parser, "compress on, and print the ids in", "output", "append", "force")
-    parser.late = add_options
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
 def add_options(parser: CommandParser) -> None:
     """Add the fields of `CompressionOptions`: their names, defaults and docstring."""
-    from c3_hf.latents import CompressionOptions
-    from c3_hf.latents.context import LATENT_DTYPES
-
     page = inspect.getdoc(CompressionOptions) or ""
     entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", page, flags=re.MULTILINE)
-    words = {name: " ".join(text.split()).replace("%", "%%").replace("torch.", "") for name, text in entries}
+    words = {name: " ".join(text.split()).replace("%", "%%") for name, text in entries}
     known = set(parser.typed.values())
     fields = [field for field in dataclasses.fields(CompressionOptions) if _flag(field.name) not in known]
     parser.typed.update((field.name, _flag(field.name)) for field in fields)
     for field in fields:
-        kind, default = str(field.type).removesuffix(" | None"), str(field.default).removeprefix("torch.")
+        kind, default = str(field.type).removesuffix(" | None"), field.default
         options: dict[str, Any] = {"type": _TYPES.get(kind), "metavar": kind.upper()}
         if kind == "bool":
             options = {"action": argparse.BooleanOptionalAction}
-        elif kind == "torch.dtype":
-            options = {"choices": [str(dtype).removeprefix("torch.") for dtype in LATENT_DTYPES]}
-        said = as_typed(words[field.name][0].lower() + words[field.name][1:], parser.typed)
-        shown = "" if field.default in (None, False) else f" (default: {'on' if field.default is True else default})"
+        elif field.name == "latent_dtype":
+            options = {"choices": LATENT_DTYPES}
+        # Python without docstrings (-OO) has no words.
+        said = as_typed(words.get(field.name, ""), parser.typed).replace("`", "").rstrip(".")
+        shown = "" if default in (None, False) else f" (default: {'on' if default is True else default})"
         # What is not given is left to the field's own default.
-        parser.add_argument(
-            _flag(field.name), default=argparse.SUPPRESS, help=said.replace("`", "").rstrip(".") + shown, **options
-        )
+        shown = said[:1].lower() + said[1:] + shown
+        parser.add_argument(_flag(field.name), default=argparse.SUPPRESS, help=shown, **options)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `CompressionOptions` that were given."""
-    import torch
-
-    from c3_hf.latents import CompressionOptions
-
     names = {field.name: _flag(field.name)[2:].replace("-", "_") for field in dataclasses.fields(CompressionOptions)}
-    given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
-    return {name: getattr(torch, value) if name == "latent_dtype" else value for name, value in given.items()}
+    return {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
 
 
 def _flag(name: str) -> str:
@@ -126,7 +119,7 @@ def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
     options = {name: value for name, value in options_of(args).items() if name not in args.local}
     if "latent_dtype" in options:
         # The server's form has latents only.
-        options["dtype"] = str(options.pop("latent_dtype")).removeprefix("torch.")
+        options["dtype"] = options.pop("latent_dtype")
     sources = [source for source, _, _ in read_inputs(args.inputs, lambda name: True, failures)]
     total = len(sources) + failures.count
     with Remote(args) as server:

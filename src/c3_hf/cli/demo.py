@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .loading import add_model_arguments, check_numbers, load_model
+from ..options import MIN_SEGMENT_LENGTH
+from .loading import add_model_arguments, check_address, check_numbers, load_model
 from .messages import say, stdin_bytes
 
 
@@ -45,13 +46,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     web.add_argument(
         "--time-limit", type=float, default=60, metavar="SECONDS", help="for each click (default: %(default)s)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, of_page={name: parser.get_default(name) for name in ("host", "port", "time_limit")})
 
 
 def run(args: argparse.Namespace) -> int:
     """Restore the text and print what came back and the numbers; 0 whatever came back."""
     if args.web is not None:
         return _serve(args)
+    for name, default in args.of_page.items():
+        if getattr(args, name) != default:
+            raise ValueError(f"`{name}` means nothing without `--web`; add it, or leave this out.")
     check_numbers(args, "batch_size")
     text = _read(args.file)
     if not text.strip():
@@ -98,6 +102,9 @@ def _serve(args: argparse.Namespace) -> int:
     """Show the page until interrupted."""
     if args.web and args.model:
         raise ValueError("`--web` and `--model` both name a model; give one of them.")
+    if args.ratio is not None:
+        raise ValueError("`--ratio` means nothing with `--web`, where the page has a control for it; leave it out.")
+    check_address(args)
     if not 0 < args.time_limit < float("inf"):
         raise ValueError(f"`--time-limit` must be a positive number of seconds, got {args.time_limit}.")
     text = None if args.file is None else _read(args.file)
@@ -115,8 +122,6 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _segment_length(pipe: C3Pipeline, ratio: float) -> int:
     """Tokens of a segment at `ratio` tokens a latent, as far as the model has positions for them."""
-    from c3_hf.latents.segments import MIN_SEGMENT_LENGTH
-
     num_latents = pipe.model.config.num_latents
     length = min(max(int(ratio * num_latents), MIN_SEGMENT_LENGTH), pipe.segment_room)
     if length != int(ratio * num_latents):

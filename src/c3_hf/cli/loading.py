@@ -49,6 +49,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="segments in one batch (default: %(default)s)")
 
 
+def check_address(args: argparse.Namespace) -> None:
+    """Raise ValueError if `host` and `port` are no address to listen on.
+
+    An empty host would be every address of the machine, open to whoever reaches it.
+    """
+    if not args.host.strip():
+        raise ValueError("`host` is empty. Give an address, such as 127.0.0.1, or 0.0.0.0 for all of this machine.")
+    if args.port is not None and not 0 <= args.port < 1 << 16:
+        raise ValueError(f"`port` must be 0 to 65535, got {args.port}.")
+
+
 def check_numbers(args: argparse.Namespace, *names: str) -> None:
     """Raise ValueError if one of these arguments is given and below 1."""
     for name in names:

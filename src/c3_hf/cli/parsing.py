@@ -1,10 +1,9 @@
-"""The parser of one command: arguments that are added when they are needed, and how each is typed."""
+"""The parser of one command, which knows how each argument is typed."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from typing import Any
 
 
@@ -16,12 +15,10 @@ class CommandParser(argparse.ArgumentParser):
     """The parser of a command.
 
     Attributes:
-        late: Adds the arguments that derive from what loads torch, once the command is called.
         typed: How arguments are typed, by their names in Python; the parsed arguments have it too.
     """
 
     def __init__(self, **options: Any):
-        self.late: Callable[[CommandParser], None] | None = None
         self.typed = dict(_TYPED)
         super().__init__(**options)
         self.set_defaults(typed=self.typed)
@@ -29,16 +26,18 @@ class CommandParser(argparse.ArgumentParser):
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """As argparse's, and keep how it is typed."""
         action = super().add_argument(*names, **options)
-        long = [name for name in action.option_strings if name.startswith("--")]
-        self.typed[action.dest] = long[0] if long else str(action.metavar or action.dest)
+        self._note(action)
         return action
 
     def parse_known_args(self, *words: Any) -> Any:  # type: ignore[override]
-        """As argparse's, with the late arguments."""
-        if self.late is not None:
-            add, self.late = self.late, None
-            add(self)
+        """As argparse's, knowing also how the arguments of groups are typed, which do not pass `add_argument`."""
+        for action in self._actions:
+            self._note(action)
         return super().parse_known_args(*words)
+
+    def _note(self, action: argparse.Action) -> None:
+        long = [name for name in action.option_strings if name.startswith("--")]
+        self.typed[action.dest] = long[0] if long else str(action.metavar or action.dest)
 
 
 def as_typed(text: str, typed: dict[str, str]) -> str:

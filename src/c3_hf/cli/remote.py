@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from .messages import check_text
 from .serve import KEY_VARIABLE
 
 
 CONTEXT_ID = re.compile(r"c3-[0-9a-f]{32}")
 _CONNECT_SECONDS = 10.0
+_EXAMPLE = "one such as http://127.0.0.1:8000"
 
 
 def add_server_argument(parser: argparse.ArgumentParser, words: str, *local: str) -> None:
@@ -46,20 +48,25 @@ class Remote:
         for name, default in args.local.items():
             if getattr(args, name) != default:
                 raise ValueError(f"`{name}` means nothing with `--server`, where the server decides; leave it out.")
-        if not args.server.startswith(("http://", "https://")):
-            raise ValueError(f"`server` {args.server!r} is no URL; expected one such as http://127.0.0.1:8000.")
+        if not re.match(r"https?://[^/\s]", args.server, flags=re.IGNORECASE):
+            raise ValueError(f"`server` {args.server!r} is no URL; expected {_EXAMPLE}.")
         try:
             import httpx
         except ImportError as error:
             raise ImportError("`--server` needs the package httpx: pip install httpx") from error
         self._httpx, self.url = httpx, args.server.rstrip("/").removesuffix("/v1")
         key = os.environ.get(KEY_VARIABLE)
-        self._client = httpx.Client(
-            base_url=f"{self.url}/v1",
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            # Compressing a book takes its time.
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-        )
+        check_text(KEY_VARIABLE, key)
+        try:
+            self._client = httpx.Client(
+                base_url=f"{self.url}/v1",
+                # As bytes: a key may be any text.
+                headers={b"authorization": f"Bearer {key}".encode()} if key else {},
+                # Compressing a book takes its time.
+                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            )
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"`server` {args.server!a} is no URL ({error}); expected {_EXAMPLE}.") from error
 
     def __enter__(self) -> Remote:
         return self
@@ -72,11 +79,13 @@ class Remote:
         fields = {
             key: value if isinstance(value, str) else json.dumps(value) for key, value in (options or {}).items()
         }
-        return self._request("POST", "/contexts", files={"file": (name, file)}, data=fields).json()
+        # A name that is not UTF-8 cannot travel as it is.
+        name = name.encode("utf-8", "replace").decode()
+        return self._told(self._request("POST", "/contexts", files={"file": (name, file)}, data=fields), "id")
 
     def describe(self, context_id: str) -> dict[str, Any]:
         """What the server says of a context."""
-        return self._request("GET", f"/contexts/{context_id}").json()
+        return self._told(self._request("GET", f"/contexts/{context_id}"), "segments")
 
     def text(self, context_id: str, segment: int) -> str:
         """The text of a segment."""
@@ -85,7 +94,10 @@ class Remote:
 
     def prompts(self) -> dict[str, str]:
         """What the server's model was trained for."""
-        return self._request("GET", "/models").json()["data"][0]["prompts"]
+        models = self._told(self._request("GET", "/models"), "data")["data"]
+        if not (isinstance(models, list) and models and isinstance(models[0], dict) and "prompts" in models[0]):
+            raise self._another("its models say no prompts")
+        return models[0]["prompts"]
 
     def chat(self, messages: list[dict[str, Any]], max_tokens: int) -> Iterator[str]:
         """The reply, piece by piece, without chance."""
@@ -111,6 +123,19 @@ class Remote:
             raise self._unreachable(error) from error
         self._check(answer)
         return answer
+
+    def _told(self, answer: Any, entry: str) -> dict[str, Any]:
+        """The JSON of an answer; a ValueError where it is none with `entry`, as that of another program."""
+        try:
+            told = answer.json()
+        except ValueError as error:
+            raise self._another("its answer is no JSON") from error
+        if not isinstance(told, dict) or entry not in told:
+            raise self._another(f"its answer has no {entry!r}")
+        return told
+
+    def _another(self, sign: str) -> ValueError:
+        return ValueError(f"`server` {self.url} is no `c3-hf serve` ({sign}). Check the address.")
 
     def _check(self, answer: Any) -> None:
         if answer.is_success:

@@ -8,8 +8,8 @@ import logging
 import os
 import re
 
-from .loading import add_dtype_argument
-from .messages import say
+from .loading import add_dtype_argument, check_address
+from .messages import FAILED, check_text, say
 
 
 KEY_VARIABLE, ENGINE_KEY_VARIABLE = "C3_API_KEY", "C3_ENGINE_API_KEY"
@@ -54,15 +54,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     limits.add_argument("--max-jobs", type=int, default=8, help="texts compressed or restored (default: %(default)s)")
     limits.add_argument("--max-batch", type=int, default=16, help="replies made together (default: %(default)s)")
     limits.add_argument("--time-limit", type=float, default=600, help="seconds for a request (default: %(default)s)")
+    # What the library calls otherwise.
+    parser.typed |= {"seconds": "--time-limit", "folder": "--store", "urls": "--engine-url"}
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    _check_port(args.port)
+    _check_words(args)
     sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
-    if (args.engine == "vllm") != bool(args.engine_url):
-        raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
 
     import uvicorn
     from transformers.utils import logging as transformers_logging
@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
     thread, metrics = ModelThread(), Metrics()
     engine: Engine
     if args.engine == "vllm":
-        key = os.environ.get(ENGINE_KEY_VARIABLE)
-        engine = VllmEngine(pipe, thread, args.engine_url, limits, api_key=key)
+        engine = VllmEngine(pipe, thread, args.engine_url, limits, api_key=os.environ.get(ENGINE_KEY_VARIABLE))
     else:
         engine = TransformersEngine(pipe, thread, limits, metrics.batch.observe)
     keys = args.api_key or [key for key in [os.environ.get(KEY_VARIABLE)] if key]
@@ -117,8 +116,24 @@ def run(args: argparse.Namespace) -> int:
         say(args, f"{pipe.name} on http://{args.host}:{args.port}/v1, {len(store.ids())} contexts in {args.store}")
         await server.serve()
 
-    asyncio.run(serve())
-    return 0 if server.started else 1
+    try:
+        asyncio.run(serve())
+    except SystemExit:
+        return FAILED  # uvicorn's, where it cannot listen at the address; its log has said why
+    return 0 if server.started else FAILED
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raise ValueError for what can be seen to be wrong before anything is loaded."""
+    check_address(args)
+    if not args.store:
+        raise ValueError("`--store` is empty. Name a folder, or leave it out for the default.")
+    for key in args.api_key:
+        check_text("--api-key", key)
+        if not key.strip():
+            raise ValueError("`--api-key` is empty, which no client can give. Give a key, or leave it out for none.")
+    if (args.engine == "vllm") != bool(args.engine_url):
+        raise ValueError("`--engine vllm` and `--engine-url` go together: name the servers that run vLLM.")
 
 
 def _log_requests() -> None:
@@ -130,14 +145,9 @@ def _log_requests() -> None:
     log.setLevel(logging.INFO)
 
 
-def _check_port(port: int) -> None:
-    if not 0 <= port < 1 << 16:
-        raise ValueError(f"`--port` must be 0 to 65535, got {port}.")
-
-
 def _size(name: str, text: str) -> int:
     """Bytes, from words such as "10GB"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B)?", text.strip(), flags=re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMGT]?B)?", text.strip(), flags=re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
     if size < 1:
         raise ValueError(f"`--{name.replace('_', '-')}` must be a size such as 500MB or 10GB, got {text!r}.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from c3_hf.files import read_json_object
-from c3_hf.modeling.prompt_c3 import ESCAPE, reads_escapes
+from c3_hf.modeling.prompt_c3 import ESCAPE, PLAIN_OUTPUT, reads_escapes
 
 
 # Sizes of an attention head that vLLM's attention on CPUs computes with (0.32, its module
@@ -20,7 +20,6 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _PLACEHOLDER = "<prompt_embeds>"
 # Decoders whose tokenizer transformers 5 reads with a class that rebuilds it, whatever the folder says; 4.57 does not.
 _REBUILT = ("qwen2",)
-_END_OF_PLAIN = "{{- ns.text -}}\n{%- endmacro -%}"
 
 
 def head_size_of(config: PretrainedConfig) -> int:
@@ -45,4 +44,4 @@ def with_placeholder(template: str) -> str:
     """
     escape = json.dumps(ESCAPE)[1:-1]
     whole = f"'{_PLACEHOLDER[0]}{escape}{_PLACEHOLDER[1:]}', '{_PLACEHOLDER}'"
-    return template.replace(_END_OF_PLAIN, _END_OF_PLAIN.replace("ns.text", f"ns.text | replace({whole})"))
+    return template.replace(PLAIN_OUTPUT, PLAIN_OUTPUT.replace(" -}}", f" | replace({whole}) -}}}}"))

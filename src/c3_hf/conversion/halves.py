@@ -41,8 +41,11 @@ def load_half(name: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: if there is no such GGUF file.
-        ValueError: if a GGUF file or a folder's `config.json` is damaged, or describes another model than its weights.
+        ValueError: if `name` is empty, or a GGUF file or a folder's `config.json` is damaged, or describes another
+            model than its weights.
     """
+    if not str(name):
+        raise ValueError("the name of a half is empty. Give a folder, a Hub id or a GGUF file.")
     folder = Path(name)
     if _is_gguf(folder):
         place, file = _place_of(folder)
@@ -87,6 +90,11 @@ def _place_of(path: Path) -> tuple[Path, dict[str, str]]:
     """A GGUF file as `from_pretrained` takes it: the folder, and the file's name in it."""
     if not path.is_file():
         raise FileNotFoundError(f"`{path}` is absent. Give a GGUF file on this disk; one on the Hub is fetched first.")
+    # Letters, a version and two counts.
+    with path.open("rb") as file:
+        header = file.read(24)
+    if len(header) < 24 or not header.startswith(b"GGUF"):
+        raise ValueError(f"{path} is no whole GGUF file, it begins with {header!r}. Fetch it again.")
     return path.parent, {"gguf_file": path.name}
 
 

@@ -97,7 +97,7 @@ def from_encoder_decoder_pretrained(
         seed: seed of the new parts.
 
     Raises:
-        ValueError: if a number is not positive, the decoder's output is more than a matrix product of its last hidden
+        ValueError: if a number is out of range, the decoder's output is more than a matrix product of its last hidden
             states (soft-capped or scaled logits), which a C3 model could not reproduce, a model is no body with a
             head, or the decoder's tokenizer has no end token.
         TypeError: if a tokenizer is not a fast one.
@@ -105,12 +105,12 @@ def from_encoder_decoder_pretrained(
     """
     # Says what is wrong with the numbers before anything is loaded.
     C3Config(num_latents=num_latents, latent_stride=latent_stride)
+    generator = _generator(seed)
     decoder_lm = load_half(decoder, dtype)
     encoder_lm = load_half(encoder, decoder_lm.dtype)
     decoder_tokenizer = load_tokenizer(decoder)
     tokenizer, encoder_tokenizer = as_plain_fast(decoder_tokenizer), as_plain_fast(load_tokenizer(encoder))
     shared = tokenizers_agree(encoder_tokenizer, tokenizer)
-    generator = torch.Generator().manual_seed(seed)
 
     known, encoder_known = (set(each.get_vocab().values()) for each in (tokenizer, encoder_tokenizer))
     add_markers(tokenizer, inline=shared)
@@ -134,6 +134,12 @@ def from_encoder_decoder_pretrained(
         tokenizer, num_latents=num_latents, encoder_tokenizer=None if shared else encoder_tokenizer
     )
     return NewModel(model, processor, shared)
+
+
+def _generator(seed: int) -> torch.Generator:
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"`seed` must be 0 to 2**63 - 1, got {seed}.")
+    return torch.Generator().manual_seed(seed)
 
 
 def grow_embeddings(
@@ -304,10 +310,11 @@ def resize_latents(
         What was done with the queries, in words.
 
     Raises:
-        ValueError: if `num_latents` is not positive.
+        ValueError: if `num_latents` is not positive, or `seed` is out of range.
     """
     if num_latents < 1:
         raise ValueError(f"`num_latents` must be at least 1, got {num_latents}.")
+    generator = _generator(seed)
     old = model.model.latent_queries.weight
     before = old.shape[0]
     kept = 0 if reinitialise else min(before, num_latents)
@@ -316,7 +323,7 @@ def resize_latents(
         table.weight[:kept] = old[:kept]
     model.model.latent_queries = table
     model.config.num_latents = num_latents
-    fill_queries(model, kept, torch.Generator().manual_seed(seed))
+    fill_queries(model, kept, generator)
     return f"{kept} of {before} queries kept, {before - kept} dropped, {num_latents - kept} drawn anew"
 
 

@@ -85,8 +85,10 @@ def load_model(
     """Load a C3 model, and its processor if the folder or repository has one.
 
     Raises:
-        ValueError: if the folder's `config.json` is damaged or describes no model.
+        ValueError: if `model` is empty, or the folder's `config.json` is damaged or describes no model.
     """
+    if not str(model):
+        raise ValueError("`model` is empty. Give the folder or the Hub id of a C3 model.")
     if Path(model).is_dir():
         config = read_config(Path(model))
         check_layers(Path(model), config, [tensor.name for tensor in list_tensors(model)])

@@ -3,7 +3,7 @@
 What is done with a model goes through [`C3Pipeline`].
 """
 
-from .compress import CompressionOptions
+from ..options import CompressionOptions
 from .context import CompressedContext
 from .restore import RestoredText
 

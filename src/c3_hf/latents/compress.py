@@ -19,7 +19,8 @@ from transformers.utils import logging
 from .. import __version__
 from ..files import LOCK_SUFFIX, claimed
 from ..modeling.positions_c3 import pad_rows
-from .context import LATENT_DTYPES, CompressedContext, check_at_least_1, check_joinable, project, quantize
+from ..options import LATENT_DTYPES, MIN_SEGMENT_LENGTH, CompressionOptions
+from .context import CompressedContext, check_at_least_1, check_joinable, project, quantize
 from .decoding import Restorer, batches_by_length, context_room
 from .exact import EXACT_MARGINS, ExactCounts, Residual, build_residual, keep_what_restores
 from .file import JOURNAL_SUFFIX, ContextHeader, Journal, joined_header, segment_checksums, write_file
@@ -33,7 +34,6 @@ from .measure import (
     to_margin_dtype,
 )
 from .segments import (
-    MIN_SEGMENT_LENGTH,
     Segment,
     Source,
     TextReader,
@@ -55,114 +55,78 @@ _GROUP_BATCHES = 4
 _KINDS = {"bool": (bool, "a bool"), "int": (Integral, "an int"), "float": (Real, "a number")}
 
 
-@dataclass(frozen=True)
-class CompressionOptions:
-    """How a text is compressed.
+def resolved(options: CompressionOptions, restorer: Restorer) -> CompressionOptions:
+    """Options with everything filled in for a model; what changes nothing is `None`, so that it does not make two
+    calls differ.
 
-    A file says of it the fields that [`ContextHeader`] has too; `latent_dtype`, `verify` and `exact` show in its
-    tensors; `batch_size` changes nothing in the result.
-
-    Attributes:
-        ratio: Tokens of the text for each latent, at most: a segment has `ratio * num_latents` tokens. For a model
-            whose latents have a stride (`config.latent_stride`) at most that, which is the default.
-        segment_length: Most tokens of a segment; by default what `ratio` gives, else `config.longest_segment`: what
-            the model was made for, or 20 for each latent.
-        latent_dtype: How latents are stored: `torch.float32`, `torch.bfloat16`, or `torch.int8` with a scale a latent.
-        verify: Measure each segment's fidelity.
-        exact: Byte-exact mode: store what the latents do not bring back.
-        target_fidelity: Token accuracy, 0 to 1, that every segment shall reach. Where a segment does not, latents with
-            a stride get a smaller one, and other segments are cut shorter, down to `min_segment_length`. Implies
-            `verify`.
-        min_segment_length: Tokens, at least 16; only with `target_fidelity`.
-        exact_margin: Logit margin below which a right token is corrected too; by default 0.01 in float32, 0.5 in
-            bfloat16, 0.1 in float16. Only with `exact`.
-        exact_check: Restore every segment now, and store one that fails as bytes. Without, in half the time or less,
-            such a segment is an error when it is restored. Only with `exact`.
-        batch_size: Segments in one batch.
+    Raises:
+        ValueError: If an option is out of range.
+        TypeError: If it is of another type.
     """
-
-    ratio: int | None = None
-    segment_length: int | None = None
-    latent_dtype: torch.dtype = torch.bfloat16
-    verify: bool = False
-    exact: bool = False
-    target_fidelity: float | None = None
-    min_segment_length: int | None = MIN_SEGMENT_LENGTH
-    exact_margin: float | None = None
-    exact_check: bool | None = True
-    batch_size: int = 16
-
-    def resolved(self, restorer: Restorer) -> CompressionOptions:
-        """The same with everything filled in for a model; what changes nothing is `None`, so that it does not make two
-        calls differ.
-
-        Raises:
-            ValueError: If an option is out of range.
-            TypeError: If it is of another type.
-        """
-        for option in dataclasses.fields(self):
-            value, kind = getattr(self, option.name), str(option.type).removesuffix(" | None")
-            kinds, words = _KINDS.get(kind, (object, ""))
-            if value is not None and (
-                not isinstance(value, kinds) or (isinstance(value, bool) and words[2:] != "bool")
-            ):
-                raise TypeError(f"`{option.name}` must be {words}, got {value!r}.")
-        widest = max(EXACT_MARGINS.values())
-        margin = EXACT_MARGINS.get(restorer.model.dtype, widest) if self.exact_margin is None else self.exact_margin
-        if self.latent_dtype not in LATENT_DTYPES:
-            raise ValueError(f"`latent_dtype` must be one of {LATENT_DTYPES}, got {self.latent_dtype!r}.")
-        if self.target_fidelity is not None and not 0 < self.target_fidelity <= 1:
-            raise ValueError(f"`target_fidelity` is a token accuracy above 0 and up to 1, got {self.target_fidelity}.")
-        if self.min_segment_length is None or self.min_segment_length < MIN_SEGMENT_LENGTH:
-            raise ValueError(
-                f"`min_segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {self.min_segment_length}."
-            )
-        if not 0 <= margin < float("inf"):
-            raise ValueError(f"`exact_margin` must not be negative, got {margin}; it is a finite margin of logits.")
-        check_at_least_1("batch_size", self.batch_size)
-        return dataclasses.replace(
-            self,
-            ratio=None,
-            segment_length=self._length(restorer),
-            verify=self.verify or self.target_fidelity is not None,
-            min_segment_length=None if self.target_fidelity is None else self.min_segment_length,
-            exact_margin=margin if self.exact else None,
-            exact_check=self.exact_check if self.exact else None,
+    for option in dataclasses.fields(options):
+        value, kind = getattr(options, option.name), str(option.type).removesuffix(" | None")
+        kinds, words = _KINDS.get(kind, (object, ""))
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and words[2:] != "bool")):
+            raise TypeError(f"`{option.name}` must be {words}, got {value!r}.")
+    widest = max(EXACT_MARGINS.values())
+    margin = EXACT_MARGINS.get(restorer.model.dtype, widest) if options.exact_margin is None else options.exact_margin
+    latent_dtype = str(options.latent_dtype).removeprefix("torch.")
+    if latent_dtype not in LATENT_DTYPES:
+        raise ValueError(f"`latent_dtype` must be one of {', '.join(LATENT_DTYPES)}, got {options.latent_dtype!r}.")
+    if options.target_fidelity is not None and not 0 < options.target_fidelity <= 1:
+        raise ValueError(f"`target_fidelity` is a token accuracy above 0 and up to 1, got {options.target_fidelity}.")
+    if options.min_segment_length is None or options.min_segment_length < MIN_SEGMENT_LENGTH:
+        raise ValueError(
+            f"`min_segment_length` must be at least {MIN_SEGMENT_LENGTH} tokens, got {options.min_segment_length}."
         )
+    if not 0 <= margin < float("inf"):
+        raise ValueError(f"`exact_margin` must not be negative, got {margin}; it is a finite margin of logits.")
+    check_at_least_1("batch_size", options.batch_size)
+    return dataclasses.replace(
+        options,
+        ratio=None,
+        segment_length=_length(options, restorer),
+        latent_dtype=getattr(torch, latent_dtype),
+        verify=options.verify or options.target_fidelity is not None,
+        min_segment_length=None if options.target_fidelity is None else options.min_segment_length,
+        exact_margin=margin if options.exact else None,
+        exact_check=options.exact_check if options.exact else None,
+    )
 
-    def _length(self, restorer: Restorer) -> int:
-        """Most tokens of a segment; the stride of each follows from its length."""
-        model, config = restorer.model, restorer.model.config
-        stride, num_latents = config.latent_stride, config.num_latents
-        length = config.longest_segment if config.segment_length or stride is None else stride * num_latents
-        most = None if stride is None else stride * num_latents
-        if self.ratio is not None:
-            check_at_least_1("ratio", self.ratio)
-            if stride is not None and self.ratio > stride:
-                raise ValueError(f"`ratio` must be at most {stride}, the model's `latent_stride`, got {self.ratio}.")
-            most = length = self.ratio * num_latents
-        length = length if self.segment_length is None else self.segment_length
-        named = "`segment_length`"
-        if self.segment_length is None and self.ratio is not None:
-            named = f"`ratio` {self.ratio} gives a segment of {length} tokens, it"
-        if length < MIN_SEGMENT_LENGTH:
-            raise ValueError(f"{named} must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
-        if most is not None and length > most:
-            raise ValueError(
-                f"`segment_length` must be at most {most}, {most // num_latents} tokens for each of {num_latents} "
-                f"latents, got {length}."
-            )
-        if length > context_room(model):
-            raise ValueError(
-                f"{named} must be at most {context_room(model)}, which is what the encoder has positions for beside "
-                f"{num_latents} latents, got {length}."
-            )
-        if length >= restorer.room:
-            raise ValueError(
-                f"{named} must be below {restorer.room}, which is what the decoder has positions for behind the "
-                f"restoring prompt, got {length}."
-            )
-        return length
+
+def _length(options: CompressionOptions, restorer: Restorer) -> int:
+    """Most tokens of a segment; the stride of each follows from its length."""
+    model, config = restorer.model, restorer.model.config
+    stride, num_latents = config.latent_stride, config.num_latents
+    length = config.longest_segment if config.segment_length or stride is None else stride * num_latents
+    most = None if stride is None else stride * num_latents
+    if options.ratio is not None:
+        check_at_least_1("ratio", options.ratio)
+        if stride is not None and options.ratio > stride:
+            raise ValueError(f"`ratio` must be at most {stride}, the model's `latent_stride`, got {options.ratio}.")
+        most = length = options.ratio * num_latents
+    length = length if options.segment_length is None else options.segment_length
+    named = "`segment_length`"
+    if options.segment_length is None and options.ratio is not None:
+        named = f"`ratio` {options.ratio} gives a segment of {length} tokens, it"
+    if length < MIN_SEGMENT_LENGTH:
+        raise ValueError(f"{named} must be at least {MIN_SEGMENT_LENGTH} tokens, got {length}.")
+    if most is not None and length > most:
+        raise ValueError(
+            f"`segment_length` must be at most {most}, {most // num_latents} tokens for each of {num_latents} "
+            f"latents, got {length}."
+        )
+    if length > context_room(model):
+        raise ValueError(
+            f"{named} must be at most {context_room(model)}, which is what the encoder has positions for beside "
+            f"{num_latents} latents, got {length}."
+        )
+    if length >= restorer.room:
+        raise ValueError(
+            f"{named} must be below {restorer.room}, which is what the decoder has positions for behind the "
+            f"restoring prompt, got {length}."
+        )
+    return length
 
 
 def compress_text(
@@ -228,7 +192,7 @@ class Compressor:
 
     def __init__(self, restorer: Restorer, options: CompressionOptions, bar: tqdm | None = None):
         self.restorer, self.model, self.processor = restorer, restorer.model, restorer.processor
-        self.options = options = options.resolved(restorer)
+        self.options = options = resolved(options, restorer)
         self.state = _State(tqdm(disable=True) if bar is None else bar)
         config, fingerprints = self.model.config, restorer.fingerprints
         calibration = vars(Calibration.of(self.processor)) if self.processor.calibration else {}

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from ..options import LATENT_DTYPES
 from .exact import Residual
 from .file import (
     ORDER,
@@ -25,10 +26,6 @@ from .file import (
 )
 from .fingerprints import Fingerprints
 from .measure import Calibration, SegmentFidelity, expected_precision
-
-
-# Fewer bytes: bfloat16, or int8 with one float32 scale a latent.
-LATENT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 # A segment for messages: the file it is from, and its number there; in a context from no file, its number in that.
@@ -178,7 +175,9 @@ class CompressedContext:
         header = joined_header([context.header for context in contexts])
         return cls(header, **tensors, files=files, places=counted)
 
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> CompressedContext:
+    def to(
+        self, dtype: str | torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> CompressedContext:
         """The same context with latents in another dtype (float32, bfloat16, int8) or on another device.
 
         Margins describe the latents they were measured with, so a change of dtype drops them.
@@ -187,9 +186,12 @@ class CompressedContext:
             ValueError: If `dtype` is none of the three, or the context is byte-exact: its residual fits these latents.
         """
         changed = self
+        if dtype is not None:
+            word = str(dtype).removeprefix("torch.")
+            if word not in LATENT_DTYPES:
+                raise ValueError(f"`dtype` must be one of {', '.join(LATENT_DTYPES)}, got {dtype!r}.")
+            dtype = getattr(torch, word)
         if dtype is not None and dtype != self.latents.dtype:
-            if dtype not in LATENT_DTYPES:
-                raise ValueError(f"`dtype` must be one of {LATENT_DTYPES}, got {dtype}.")
             if self.residual is not None:
                 raise ValueError(
                     f"`dtype`: a byte-exact context stays {self.latents.dtype}, because its corrections belong to "

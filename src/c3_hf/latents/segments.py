@@ -24,10 +24,8 @@ from typing import IO
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.prompt_c3 import TokenReader, as_reader
+from ..options import MIN_SEGMENT_LENGTH
 
-
-# NFC can expand one character to three of four bytes (U+1D160), each byte a token of its own in the worst vocabulary.
-MIN_SEGMENT_LENGTH = 16
 
 _READ_SIZE = 1 << 16
 # From coarse to fine. A cut by the first two falls at the end of the match, by the last at its start: a byte-level

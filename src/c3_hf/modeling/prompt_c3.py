@@ -50,6 +50,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 DEFAULT_SYSTEM_PROMPT = "You should follow the instructions carefully and explain your answers in detail."
 RESTORE_PROMPT = "Repeat the text: "
 
+# How the chat template gives out user text with its escapes; conversion puts a filter behind it.
+PLAIN_OUTPUT = "{{- ns.text -}}"
 # With `context_block` (the processor gives it) a context becomes a block of placeholders. Without it, as in the stock
 # text-generation pipeline, a part that says how many blocks of how many latents it takes becomes those; any other's
 # text stands in line between two markers and generate() cuts it out.
@@ -58,7 +60,7 @@ _CHAT_TEMPLATE = """
 {%- macro plain(text) -%}
 {%- set ns = namespace(text=text) -%}
 {%- for first in ESCAPED -%}{%- set ns.text = ns.text | replace(first, first ~ 'ESCAPE') -%}{%- endfor -%}
-{{- ns.text -}}
+PLAIN_OUTPUT
 {%- endmacro -%}
 {%- macro context(part) -%}
 {%- if context_block is defined -%}{{- context_block * (part.num_blocks | default(1)) -}}
@@ -101,6 +103,7 @@ def build_chat_template(escaped: list[str]) -> str:
         escaped (`list[str]`): what [`escape_characters`] returned for the tokenizer.
     """
     values = {
+        "PLAIN_OUTPUT": PLAIN_OUTPUT,
         "TURN": TURN_TOKEN,
         "STOP": STOP_TOKEN,
         "SYSTEM_PROMPT": DEFAULT_SYSTEM_PROMPT,
@@ -350,11 +353,12 @@ def install_escapes(tokenizer) -> None:
     _check_fast(tokenizer)
     backend, characters = tokenizer.backend_tokenizer, escape_characters(tokenizer)
     if not reads_escapes(tokenizer):
-        state = json.loads(backend.to_str())
-        for token in state["added_tokens"]:
-            # Else it is looked for in the normalised text, where no escape is left (GPT-2's `<|endoftext|>`).
-            token["normalized"] = token["normalized"] and not token["special"]
-        backend.__setstate__(json.dumps(state).encode())
+        if any(token.special and token.normalized for token in tokenizer.added_tokens_decoder.values()):
+            state = json.loads(backend.to_str())
+            for token in state["added_tokens"]:
+                # Else it is looked for in the normalised text, where no escape is left (GPT-2's `<|endoftext|>`).
+                token["normalized"] = token["normalized"] and not token["special"]
+            backend.__setstate__(json.dumps(state).encode())
         steps = [normalizers.Replace(first + ESCAPE, first) for first in characters]
         backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
     tokenizer.chat_template = build_chat_template(characters)

@@ -122,7 +122,7 @@ class C3Trainer(Trainer):
         teacher = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         labels = inputs["labels"]
         if self._readout is not None and model.training and self.state.global_step < self.args.decoder_start:
-            return self._encoder_loss(model, inputs, outcomes, return_outputs, **kwargs)
+            return self._encoder_loss(self._readout, model, inputs, outcomes, return_outputs, **kwargs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         right = count_right(outputs.logits, labels)
         context_length = inputs["context_input_ids"].shape[-1]
@@ -145,7 +145,13 @@ class C3Trainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _encoder_loss(
-        self, model: nn.Module, inputs: dict[str, Any], outcomes: torch.Tensor, return_outputs: bool, **kwargs: Any
+        self,
+        readout: LatentReadout,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        outcomes: torch.Tensor,
+        return_outputs: bool,
+        **kwargs: Any,
     ) -> Any:
         """Read-out loss alone; the decoder reads prompts without replies, so that the pass is that of any step."""
         labels = inputs.pop("labels")
@@ -159,7 +165,7 @@ class C3Trainer(Trainer):
             torch.zeros(2, dtype=torch.int64),
             outcomes,
         )
-        extra, counts = self._readout.take()
+        extra, counts = readout.take()
         self._meter.add_read(counts)
         loss = self.args.readout_weight * extra * self._share_of_step(labels, kwargs)
         if self.args.world_size > 1:

@@ -16,7 +16,7 @@ from ..data.samples import cut_to_tokens
 from ..evaluation.metrics.characters import char_precision
 from ..evaluation.metrics.tokens import accuracy_by_position
 from ..latents import CompressedContext
-from ..latents.segments import MIN_SEGMENT_LENGTH
+from ..options import MIN_SEGMENT_LENGTH
 from ..pipeline import C3Pipeline
 
 
