@@ -1,6 +1,8 @@
 """Requests a second, time to the first token and memory of `c3-hf serve`, for several numbers of clients at once.
 
-Each client asks one request after the other, of stored contexts or of the same text as a prompt, on the same engine.
+Each client asks one request after the other, of a stored context or of the same text as a prompt, on the same engine.
+Each row has a server started anew, because memory that a process has freed often stays with it and would be counted
+for nobody.
 
 `python -m benchmarks.serving --data DATA`
 """
@@ -73,15 +75,15 @@ class ServerProcess:
             self.process.wait()
 
     def errors(self) -> int:
-        """Requests that the log says have failed inside, whatever the client was told."""
-        return len(re.findall(r" s, \w+ at ", self._log.read_text()))
+        """Failures inside that the log tells of, of requests, batches and compressions, whatever clients were told."""
+        return len(re.findall(r"(?: s, |failed: )\w+ at |^Traceback ", self._log.read_text(), flags=re.MULTILINE))
 
     def memory(self, key: str) -> int:
         """Bytes of a line of its /proc/PID/status."""
         return process_memory(key, self.process.pid)
 
     def reset_peak(self) -> None:
-        """Set VmHWM to what it holds now."""
+        """Set VmHWM, which loading the model has raised, to what it holds now."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
 
@@ -111,7 +113,12 @@ def serving_parser(description: str | None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     options = serving_parser(__doc__)
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    options.add_argument("--requests", type=int, default=16, help="requests at least; each client asks equally many")
+    options.add_argument(
+        "--requests",
+        type=int,
+        default=16,
+        help="at least so many of a row; each client asks equally many, at least two",
+    )
     options.add_argument("--segments", type=int, default=3, help="segments of the context")
     options.add_argument("--new-tokens", type=int, default=8)
     options = options.parse_args(arguments)
@@ -120,7 +127,9 @@ def main(arguments: Sequence[str]) -> int:
     model, processor = load(options)
     text = long_text(C3Pipeline(model, processor), texts(options, "passages_en"), options.segments)
     with served(options) as server:
+        begun = time.perf_counter()
         stored = httpx.post(f"{server.url}/v1/contexts", json={"text": text, "verify": False}, timeout=None).json()
+        compress_s = time.perf_counter() - begun
         parts = {
             "stored": {"type": "context", "id": stored["id"]},
             "text": {"type": "text", "text": text},
@@ -128,10 +137,13 @@ def main(arguments: Sequence[str]) -> int:
         rows = []
         for clients in options.clients:
             for kind, part in parts.items():
+                server.stop()
+                server.start()
                 row = asyncio.run(measure_clients(server, part, clients, options))
                 rows.append({"clients": clients, "prompt": kind, **row})
                 print(rows[-1], file=sys.stderr)
-    write_record("serving", options, model, started, rows, data_sha256=data_hash([text]), tokens=stored["tokens"])
+    known = {"data_sha256": data_hash([text]), "tokens": stored["tokens"], "compress_s": compress_s}
+    write_record("serving", options, model, started, rows, **known)
     return 0
 
 
@@ -144,21 +156,23 @@ def long_text(pipe: C3Pipeline, passages: Sequence[str], segments: int) -> str:
 async def measure_clients(
     server: ServerProcess, part: dict[str, Any], clients: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One row: so many clients, each asking one request after the other."""
-    body = {
+    """One row: so many clients, each asking one request after the other; of a server that has answered nothing yet."""
+    body: dict[str, Any] = {
         "messages": [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}],
         "max_tokens": options.new_tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    rounds = -(-options.requests // clients)
+    rounds = max(2, -(-options.requests // clients))
     firsts: list[float] = []
     wholes: list[float] = []
     async with httpx.AsyncClient(base_url=server.url, timeout=None, limits=httpx.Limits(max_connections=None)) as http:
-        _first, _whole, usage = await ask(http, body)
+        # What every request needs, whatever its length, is loaded by a short one.
+        await ask(http, {**body, "messages": [{"role": "user", "content": QUESTION}]})
         server.reset_peak()
         before = server.memory("VmRSS")
+        _first, _whole, usage = await ask(http, body)
 
         async def one_client() -> None:
             for _ in range(rounds):

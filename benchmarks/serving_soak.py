@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import signal
 import sys
@@ -141,13 +142,17 @@ class Soak:
     async def stream(self, context_id: str, leave: bool = False) -> str:
         body = {**self.body(context_id), "stream": True}
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            last = ""
+            events = []
             async for line in answer.aiter_lines():
-                last = line or last
-                if leave:
+                events += [line.removeprefix("data: ")] * bool(line)
+                if leave and answer.status_code == 200:
                     return "left"
-        if answer.status_code == 200 and last != "data: [DONE]":
-            self.problems["streams without an end"] += 1
+        if answer.status_code == 200:
+            if events.pop() == "[DONE]":
+                deltas = [choice["delta"] for data in events for choice in json.loads(data).get("choices", ())]
+                self.compare(context_id, "".join(delta.get("content", "") for delta in deltas))
+            else:
+                self.problems["streams without an end"] += 1
         return str(answer.status_code)
 
     async def leave(self, context_id: str) -> str:
@@ -192,9 +197,11 @@ class Soak:
         self.problems["errors in the server's log"] += self.server.errors()
 
     def failures(self) -> int:
-        """Problems, and answers that are none of the client's mistakes nor a refusal in time."""
-        wrong = sum(n for (kind, outcome), n in self.counts.items() if outcome[0] == "5" and outcome != "503")
-        wrong += sum(n for (kind, outcome), n in self.counts.items() if kind == "bad body" and outcome[0] != "4")
+        """Problems, good requests that got anything but a good answer or a refusal in time, bad ones not refused."""
+        wrong = 0
+        for (kind, outcome), number in self.counts.items():
+            right = outcome[0] == "4" if kind == "bad body" else outcome in ("200", "201", "left", "429", "503")
+            wrong += number * (not right)
         return wrong + self.problems.total()
 
 

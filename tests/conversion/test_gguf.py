@@ -47,12 +47,13 @@ def file(stock, tmp_path_factory):
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    writer.add_token_types([1] * (len(tokenizer) - 1) + [3])
+    # The beginning is another token than the end, in the place of one that no text here has.
+    writer.add_token_list(["<|begin|>", *tokenizer.convert_ids_to_tokens(range(1, len(tokenizer)))])
+    writer.add_token_types([3, *[1] * (len(tokenizer) - 2), 3])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    for add in (writer.add_bos_token_id, writer.add_eos_token_id):
-        add(tokenizer.eos_token_id)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(TEMPLATE)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
@@ -89,6 +90,7 @@ def test_both_halves_may_be_gguf_files(file, stock, tmp_path):
         text = path.read_text(encoding="utf-8")
         assert str(file.parent) not in text
         assert "quantization" not in text
+    assert processor.tokenizer.eos_token == AutoTokenizer.from_pretrained(stock).eos_token
     assert model.generation_config.eos_token_id == [
         processor.tokenizer.convert_tokens_to_ids("<|im_end|>"),
         processor.tokenizer.eos_token_id,

@@ -73,7 +73,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a half; see [`load_half`]."""
     if _is_gguf(Path(name)):
         place, file = _place_of(Path(name))
-        return AutoTokenizer.from_pretrained(place, **file)
+        tokenizer = AutoTokenizer.from_pretrained(place, **file)
+        # transformers 4.57 takes the file's first token for its last; the configuration has the right one.
+        end = AutoConfig.from_pretrained(place, **file).eos_token_id
+        if isinstance(end, int):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        return tokenizer
     return AutoTokenizer.from_pretrained(name)
 
 

@@ -1,0 +1,169 @@
+"""Both measurements of the server at toy size: what they ask, count and record, and that they tell what goes wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
+pytest.importorskip("fastapi", reason="needs the extra serve")
+httpx = pytest.importorskip("httpx", reason="needs the extra serve")
+
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+from benchmarks import latents_setup, serving, serving_soak  # noqa: E402
+from c3_hf.cli import main  # noqa: E402
+from factories import make_model, make_processor  # noqa: E402
+
+
+class ServerThread(serving.ServerProcess):
+    """The command in a thread of the tests: a second instead of many, but a kill lets it finish what it has begun."""
+
+    def start(self):
+        self.process = SimpleNamespace(pid=os.getpid(), poll=lambda: None)
+        handler = logging.FileHandler(self._log)
+        logging.getLogger("c3_hf.serving").addHandler(handler)
+        self._thread = threading.Thread(target=main, args=(self._words,))
+        self._thread.start()
+        while not (uvicorn.servers and uvicorn.servers[-1].started):
+            assert self._thread.is_alive(), self._log.read_text()
+            time.sleep(0.01)
+
+    def stop(self, how=signal.SIGINT):
+        if self._thread.is_alive():
+            (server,) = uvicorn.servers
+            server.should_exit = True
+            self._thread.join()
+            uvicorn.servers.clear()
+
+
+@pytest.fixture
+def in_thread(monkeypatch):
+    """The server in a thread, and the log of the process, which is that of the tests, as it was before."""
+    made = uvicorn.Server.__init__
+
+    def remember(server, config):
+        made(server, config)
+        uvicorn.servers.append(server)
+
+    monkeypatch.setattr(uvicorn, "servers", [], raising=False)
+    monkeypatch.setattr(uvicorn.Server, "__init__", remember)
+    monkeypatch.setattr(serving, "ServerProcess", ServerThread)
+    log = logging.getLogger("c3_hf.serving")
+    handlers, level = list(log.handlers), log.level
+    yield
+    for handler in set(log.handlers) - set(handlers):
+        handler.close()
+    log.handlers[:] = handlers
+    log.setLevel(level)
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """Arguments of both: a tiny random model, a few lines of text, a folder for the record."""
+    monkeypatch.setattr(latents_setup, "clean_commit", lambda allow_changes: "0" * 40)
+    # Of the process, which is that of the tests.
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    for part in (make_model(), make_processor()):
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "data" / "eval").mkdir(parents=True)
+    with gzip.open(tmp_path / "data" / "eval" / "passages_en.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": " ".join(f"The {number}th night train left." for number in range(40))}) + "\n")
+    return [
+        *("--data", str(tmp_path / "data"), "--model", str(tmp_path / "model"), "--name", "toy"),
+        *("--output", str(tmp_path / "record")),
+    ]
+
+
+def record(tmp_path, name):
+    return json.loads((tmp_path / "record" / f"{name}.toy.cpu.json").read_text())
+
+
+def rates(words):
+    return serving.main([*words, "--clients", "1", "3", "--requests", "4", "--segments", "1", "--new-tokens", "3"])
+
+
+def soak(words):
+    return serving_soak.main([*words, "--clients", "3", "--requests", "40", "--characters", "20"])
+
+
+def check_rates(rows):
+    assert [(row["clients"], row["prompt"], row["requests"]) for row in rows] == [
+        (1, "stored", 4),
+        (1, "text", 4),
+        (3, "stored", 6),
+        (3, "text", 6),
+    ]
+    for row in rows:
+        assert row["requests_per_s"] > 0
+        assert 0 < row["first_token_s"]["p50"] <= row["reply_s"]["p50"] <= row["reply_s"]["p95"]
+        assert 1 <= row["reply_tokens"] <= 3
+    stored, text = rows[:2]
+    assert stored["prompt_tokens"] < text["prompt_tokens"]
+
+
+def check_soak(summary, rows):
+    assert summary["failures"] == 0
+    assert summary["problems"] == {}
+    # What comes in front, so that there is something to ask.
+    assert summary["requests"] == 40 + 4 == sum(row["requests"] for row in rows)
+    assert {row["kind"] for row in rows} >= {"chat", "stream", "bad body", "restore", "leave in a stream"}
+
+
+@pytest.mark.usefixtures("in_thread")
+def test_rates_of_stored_contexts_and_of_their_text(words, tmp_path):
+    assert rates(words) == 0
+    made = record(tmp_path, "serving")
+    check_rates(made["measurements"])
+    assert made["settings"]["tokens"] > 0
+    assert made["settings"]["compress_s"] > 0
+
+
+@pytest.mark.usefixtures("in_thread")
+def test_a_soak_loses_nothing(words, tmp_path):
+    assert soak(words) == 0
+    check_soak(*split(record(tmp_path, "serving_soak")))
+
+
+def split(made):
+    summary, *rows = made["measurements"]
+    return summary, rows
+
+
+@pytest.mark.slow
+def test_both_with_processes(words, tmp_path):
+    assert rates(words) == soak(words) == 0
+    check_rates(record(tmp_path, "serving")["measurements"])
+    summary, rows = split(record(tmp_path, "serving_soak"))
+    check_soak(summary, rows)
+    assert summary["repeated_because_of_the_kill"] > 0
+
+
+@pytest.mark.usefixtures("in_thread")
+def test_a_soak_tells_of_what_is_lost(words, tmp_path, monkeypatch):
+    """A server that loses a context at its restart, and one whose log tells of an error."""
+    start = ServerThread.start
+
+    def lose(server):
+        if hasattr(server, "_thread"):
+            folder = server._log.with_name("store")
+            next(folder.glob("*.c3")).unlink()
+            server._log.write_text("2026-11-26 08:00:00,000 the engine failed: ValueError at engine.py:1\n")
+        start(server)
+
+    monkeypatch.setattr(ServerThread, "start", lose)
+    assert soak(words) == 1
+    summary, _ = split(record(tmp_path, "serving_soak"))
+    assert summary["problems"]["contexts lost"] == 1
+    assert summary["problems"]["errors in the server's log"] == 1
