@@ -16,11 +16,12 @@ uvicorn = pytest.importorskip("uvicorn")
 @pytest.fixture(autouse=True)
 def logs_as_before():
     """The command sets up the log of its process, which here is that of the tests."""
-    log = logging.getLogger("c3_hf.serving")
-    handlers, level = list(log.handlers), log.level
+    logs = [logging.getLogger(name) for name in ("c3_hf.serving", "uvicorn.error")]
+    before = [(log, list(log.handlers), log.level) for log in logs]
     yield
-    log.handlers[:] = handlers
-    log.setLevel(level)
+    for log, handlers, level in before:
+        log.handlers[:] = handlers
+        log.setLevel(level)
     transformers_logging.enable_progress_bar()
 
 
@@ -33,6 +34,23 @@ def test_it_says_what_it_serves_and_where(tmp_path, monkeypatch, capsys):
     assert main(["serve", "--store", str(store), "--port", "8123", "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr().err
     assert f"c3-hf serve: c3-tiny on http://127.0.0.1:8123/v1, 0 contexts in {store}" in said
+
+
+def test_handlers_of_others_stay_open(tmp_path, monkeypatch):
+    async def listen(server):
+        server.started = True
+
+    class Others(logging.StreamHandler):
+        closed = False
+
+        def close(self):
+            self.closed = True
+            super().close()
+
+    others = Others()
+    monkeypatch.setattr(uvicorn.Server, "serve", listen)
+    assert main(["serve", "--store", str(tmp_path / "store")]) == 0
+    assert not others.closed
 
 
 @pytest.mark.parametrize(

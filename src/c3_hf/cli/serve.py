@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         app,
         args.host,
         args.port,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         # Connections, those included that only listen: readers of texts, for one.
         limit_concurrency=4 * (args.max_waiting + args.max_jobs),
@@ -137,12 +137,16 @@ def _check_words(args: argparse.Namespace) -> None:
 
 
 def _log_requests() -> None:
-    """Show the log of the server on stderr."""
+    """Show the log of the server on stderr, and what uvicorn warns of.
+
+    uvicorn's own way of doing that closes the handlers of everybody else in the process.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log = logging.getLogger("c3_hf.serving")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    for name, level in (("c3_hf.serving", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        log = logging.getLogger(name)
+        log.addHandler(handler)
+        log.setLevel(level)
 
 
 def _size(name: str, text: str) -> int:
