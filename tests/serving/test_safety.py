@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the extra test")
 
+from c3_hf.serving.gate import Gate, Metrics  # noqa: E402
 from c3_hf.serving.protocol import Limits, read_segments  # noqa: E402
 
 from .conftest import TEXT, ask, slowed, wait_until  # noqa: E402
@@ -234,3 +236,32 @@ def test_the_command_serves_is_killed_and_serves_again(random_pipe, tmp_path, ht
         assert served.get("/v1/models").json()["data"][0]["id"] == "tiny"
         command.process.send_signal(signal.SIGINT)
         assert command.process.wait(60) in (0, 130)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code", "level"),
+    [
+        (asyncio.CancelledError, 503, "shutting_down", "INFO"),
+        (KeyboardInterrupt, 500, "server_error", "ERROR"),
+        (RuntimeError, 500, "server_error", "ERROR"),
+    ],
+)
+def test_a_request_that_ends_before_its_reply_is_told_why(raised, status, code, level, caplog):
+    async def app(scope, receive, send):
+        raise raised
+
+    async def request() -> None:
+        async def send(message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+        await Gate(app, Limits(), Metrics())(scope, None, send)
+
+    sent = []
+    caplog.set_level(logging.INFO, logger="c3_hf")
+    # What is no Exception goes on to the server; the coroutine is driven by hand, for a loop has its own way with it.
+    with pytest.raises(StopIteration if raised is RuntimeError else raised):
+        request().send(None)
+    assert sent[0]["status"] == status
+    assert json.loads(sent[1]["body"])["error"]["code"] == code
+    assert caplog.records[-1].levelname == level

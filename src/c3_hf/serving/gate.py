@@ -104,7 +104,7 @@ class Gate:
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        failure = ""
+        failure, is_fault = "", False
         try:
             self._check(scope["path"], headers)
             await self._app(scope, counted_receive, marked_send)
@@ -112,8 +112,12 @@ class Gate:
             await error_response(error)(scope, receive, marked_send)
         except BaseException as error:
             failure = f", {describe_error(error)}"
+            # The server takes a request down only when it is stopped before the request has ended.
+            is_fault = not isinstance(error, asyncio.CancelledError)
             if not status:
-                told = ApiError(500, "the server failed on this request.", "server_error")
+                told = ApiError(503, "the server is shutting down.", "shutting_down", retry=True)
+                if is_fault:
+                    told = ApiError(500, "the server failed on this request.", "server_error")
                 await error_response(told)(scope, receive, marked_send)
             if not isinstance(error, Exception):
                 raise
@@ -123,7 +127,7 @@ class Gate:
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             line = f"{request_id} {scope['method']} {route} {status} {seconds:.3f} s{failure}"
-            logger.log(logging.ERROR if failure else logging.INFO, line)
+            logger.log(logging.ERROR if is_fault else logging.INFO, line)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._keys and path not in _OPEN_PATHS:
