@@ -123,9 +123,7 @@ def from_encoder_decoder_pretrained(
     grow_embeddings(encoder_lm, reader, encoder_known, generator)
     start_id = reader.convert_tokens_to_ids(CONTEXT_START_TOKEN)
 
-    config = _make_config(encoder_lm, decoder_lm, tokenizer, start_id, num_latents, shared)
-    if latent_stride is not None:
-        config.latent_stride, config.segment_length = latent_stride, latent_stride * num_latents
+    config = _make_config(encoder_lm, decoder_lm, tokenizer, start_id, num_latents, latent_stride, shared)
     model = _join(encoder_lm, decoder_lm, config)
     fill_queries(model, 0, generator)
     fill_projector(model, generator)
@@ -193,6 +191,7 @@ def _make_config(
     tokenizer: PreTrainedTokenizerBase,
     encoder_start_id: int,
     num_latents: int,
+    latent_stride: int | None,
     shared: bool,
 ) -> C3Config:
     ids = tokenizer.convert_tokens_to_ids
@@ -206,6 +205,7 @@ def _make_config(
         text_config=text_config,
         encoder_config=encoder_config,
         num_latents=num_latents,
+        latent_stride=latent_stride,
         context_start_token_id=ids(CONTEXT_START_TOKEN),
         context_end_token_id=ids(CONTEXT_END_TOKEN),
         context_token_id=ids(CONTEXT_TOKEN),

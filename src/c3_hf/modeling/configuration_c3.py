@@ -56,8 +56,8 @@ class C3Config(PretrainedConfig):
             Number N of latent tokens a context is compressed into (paper: 32, 64 or 100).
         segment_length (`int`, *optional*):
             Most tokens of text that one context should hold; longer texts are cut into segments of at most so many.
-            `None` means 20 for each latent, at which 98.4 to 99.7 % of a text come back (paper, Fig. 1). Smaller
-            where a model was trained on shorter contexts.
+            `None` means `latent_stride` for each latent, or without a stride 20, at which 98.4 to 99.7 % of a text
+            come back (paper, Fig. 1). Smaller where a model was trained on shorter contexts.
         latent_stride (`int`, *optional*):
             Most tokens of text that one latent stands for, in a model whose latents keep the positions of their text.
             With a stride of k, query j of the encoder sits at position `(j + 1) * k - 1`, where its stretch of the
@@ -170,8 +170,8 @@ class C3Config(PretrainedConfig):
 
     @property
     def longest_segment(self) -> int:
-        """Most tokens of a context: `segment_length`, or where it is `None` 20 for each latent."""
-        return 20 * self.num_latents if self.segment_length is None else self.segment_length
+        """Most tokens of a context: `segment_length`, or where it is `None` `latent_stride` or 20 for each latent."""
+        return self.segment_length or (self.latent_stride or 20) * self.num_latents
 
     def _check_lengths(self):
         if not _is_positive_int(self.num_latents):

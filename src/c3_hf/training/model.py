@@ -129,8 +129,6 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         inline_context_start_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_START_TOKEN),
         inline_context_end_token_id=tokenizer.convert_tokens_to_ids(INLINE_CONTEXT_END_TOKEN),
     )
-    if config.latent_stride is not None:
-        config.segment_length = config.latent_stride * config.num_latents
     model = C3ForConditionalGeneration(config)
     if arguments.share_initial_embeddings:
         share_initial_embeddings(model)

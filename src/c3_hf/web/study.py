@@ -102,8 +102,6 @@ def ratio_range(pipe: C3Pipeline) -> tuple[int, int, int]:
     least = -(-MIN_SEGMENT_LENGTH // config.num_latents)
     most = max(least, pipe.segment_room // config.num_latents)
     usual = config.longest_segment // config.num_latents
-    if config.segment_length is None and config.latent_stride is not None:
-        usual = config.latent_stride
     return least, most, min(max(usual, least), most)
 
 
