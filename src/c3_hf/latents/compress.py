@@ -19,8 +19,8 @@ from transformers.utils import logging
 from .. import __version__
 from ..files import LOCK_SUFFIX, claimed
 from ..modeling.positions_c3 import pad_rows
-from ..options import LATENT_DTYPES, MIN_SEGMENT_LENGTH, CompressionOptions
-from .context import CompressedContext, check_at_least_1, check_joinable, project, quantize
+from ..options import MIN_SEGMENT_LENGTH, CompressionOptions
+from .context import CompressedContext, as_latent_dtype, check_at_least_1, check_joinable, project, quantize
 from .decoding import Restorer, batches_by_length, context_room
 from .exact import EXACT_MARGINS, ExactCounts, Residual, build_residual, keep_what_restores
 from .file import JOURNAL_SUFFIX, ContextHeader, Journal, joined_header, segment_checksums, write_file
@@ -70,9 +70,7 @@ def resolved(options: CompressionOptions, restorer: Restorer) -> CompressionOpti
             raise TypeError(f"`{option.name}` must be {words}, got {value!r}.")
     widest = max(EXACT_MARGINS.values())
     margin = EXACT_MARGINS.get(restorer.model.dtype, widest) if options.exact_margin is None else options.exact_margin
-    latent_dtype = str(options.latent_dtype).removeprefix("torch.")
-    if latent_dtype not in LATENT_DTYPES:
-        raise ValueError(f"`latent_dtype` must be one of {', '.join(LATENT_DTYPES)}, got {options.latent_dtype!r}.")
+    latent_dtype = as_latent_dtype("latent_dtype", options.latent_dtype)
     if options.target_fidelity is not None and not 0 < options.target_fidelity <= 1:
         raise ValueError(f"`target_fidelity` is a token accuracy above 0 and up to 1, got {options.target_fidelity}.")
     if options.min_segment_length is None or options.min_segment_length < MIN_SEGMENT_LENGTH:
@@ -86,7 +84,7 @@ def resolved(options: CompressionOptions, restorer: Restorer) -> CompressionOpti
         options,
         ratio=None,
         segment_length=_length(options, restorer),
-        latent_dtype=getattr(torch, latent_dtype),
+        latent_dtype=latent_dtype,
         verify=options.verify or options.target_fidelity is not None,
         min_segment_length=None if options.target_fidelity is None else options.min_segment_length,
         exact_margin=margin if options.exact else None,
@@ -98,7 +96,7 @@ def _length(options: CompressionOptions, restorer: Restorer) -> int:
     """Most tokens of a segment; the stride of each follows from its length."""
     model, config = restorer.model, restorer.model.config
     stride, num_latents = config.latent_stride, config.num_latents
-    length = config.longest_segment if config.segment_length or stride is None else stride * num_latents
+    length = config.longest_segment
     most = None if stride is None else stride * num_latents
     if options.ratio is not None:
         check_at_least_1("ratio", options.ratio)

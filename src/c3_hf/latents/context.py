@@ -187,10 +187,7 @@ class CompressedContext:
         """
         changed = self
         if dtype is not None:
-            word = str(dtype).removeprefix("torch.")
-            if word not in LATENT_DTYPES:
-                raise ValueError(f"`dtype` must be one of {', '.join(LATENT_DTYPES)}, got {dtype!r}.")
-            dtype = getattr(torch, word)
+            dtype = as_latent_dtype("dtype", dtype)
         if dtype is not None and dtype != self.latents.dtype:
             if self.residual is not None:
                 raise ValueError(
@@ -427,6 +424,14 @@ def project(model: PreTrainedModel, latents: torch.Tensor, scales: torch.Tensor 
     """Stored latents `(num_segments, num_latents, hidden_size)` through the projector, as the decoder takes them."""
     weight = model.model.projector.weight
     return model.model.projector(dequantize(latents, scales).to(weight.device, weight.dtype))
+
+
+def as_latent_dtype(name: str, value: object) -> torch.dtype:
+    """The dtype that the argument called `name` says, as a word or as torch's; ValueError if latents have no such."""
+    word = str(value).removeprefix("torch.")
+    if word not in LATENT_DTYPES:
+        raise ValueError(f"`{name}` must be one of {', '.join(LATENT_DTYPES)}, got {value!r}.")
+    return getattr(torch, word)
 
 
 def check_at_least_1(name: str, value: object) -> None:

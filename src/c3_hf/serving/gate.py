@@ -115,10 +115,9 @@ class Gate:
             # The server takes a request down only when it is stopped before the request has ended.
             is_fault = not isinstance(error, asyncio.CancelledError)
             if not status:
-                told = ApiError(503, "the server is shutting down.", "shutting_down", retry=True)
-                if is_fault:
-                    told = ApiError(500, "the server failed on this request.", "server_error")
-                await error_response(told)(scope, receive, marked_send)
+                fault = ApiError(500, "the server failed on this request.", "server_error")
+                stopped = ApiError(503, "the server is shutting down.", "shutting_down", retry=True)
+                await error_response(fault if is_fault else stopped)(scope, receive, marked_send)
             if not isinstance(error, Exception):
                 raise
         finally:

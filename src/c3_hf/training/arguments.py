@@ -81,13 +81,11 @@ class ModelArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA matrices, 0 to 1."})
 
     def __post_init__(self) -> None:
-        for name, allowed in (("freeze", list(PARTS)), ("lora", ["encoder", "decoder"])):
+        halves = ["encoder", "decoder"]
+        for name, allowed in (("freeze", list(PARTS)), ("lora", halves), ("attention_bias_range", halves)):
             unknown = sorted(set(getattr(self, name)) - set(allowed))
             if unknown:
                 raise ValueError(f"`{name}` may name {allowed}, got {unknown}.")
-        unknown = sorted(set(self.attention_bias_range) - {"encoder", "decoder"})
-        if unknown:
-            raise ValueError(f"`attention_bias_range` may name ['encoder', 'decoder'], got {unknown}.")
         if self.trained_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`trained_dtype` must be float32 or bfloat16, got {self.trained_dtype!r}.")
         if set(self.freeze) >= set(PARTS) and not self.lora:
