@@ -160,6 +160,8 @@ def test_until_its_start_the_decoder_stays_as_it_was(write_recipe, recipe, optio
     ("options", "message"),
     [
         ({"stride_ceiling": [(0, 1)]}, "`stride_ceiling` was given, but the latents of this model have no stride"),
+        ({"low_stride_share": [(0, 1.5)]}, r"`low_stride_share` must be .* shares of 0 to 1, got \[\(0, 1.5\)\]"),
+        ({"low_stride_share": [(5, 0.5), (5, 0.1)]}, r"`low_stride_share` must be .* rising steps"),
         ({"stride_ceiling": [(0, 0)], "num_latents": 4}, r"`stride_ceiling` must be .* at least 1 tokens"),
         ({"stride_ceiling": [(5, 2), (5, 3)], "num_latents": 4}, r"`stride_ceiling` must be .* rising steps"),
     ],

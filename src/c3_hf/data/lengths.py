@@ -51,10 +51,12 @@ class LengthSchedule:
         stride_ceiling: `(step, tokens)` pairs, the most tokens a latent stands for, interpolated like `ceiling`;
             `None` means as many as let the latents hold the ceiling. New places of a latent are found fastest in short
             texts, so strides may grow before lengths do.
+        low_stride_share: `(step, share)` pairs, interpolated likewise: share of the steps (0 to 1) whose latents stand
+            for any number of tokens up to the most, evenly; in the others they stand for the most.
 
     Raises:
-        ValueError: for a ceiling that is empty, out of order or below its least value, a non-positive `multiple`, or
-            strides without latents.
+        ValueError: for a curve that is empty, out of order or below its least value, a share above 1, a non-positive
+            `multiple`, or strides without latents.
     """
 
     def __init__(
@@ -77,6 +79,13 @@ class LengthSchedule:
                     f"`{name}` must be (step, tokens) pairs with rising steps and at least {least} tokens, got "
                     f"{list(pairs)}."
                 )
+        shares = [share for _, share in low_stride_share]
+        steps = [step for step, _ in low_stride_share]
+        if not steps or steps != sorted(set(steps)) or not 0 <= min(shares) <= max(shares) <= 1:
+            raise ValueError(
+                f"`low_stride_share` must be (step, share) pairs with rising steps and shares of 0 to 1, got "
+                f"{list(low_stride_share)}."
+            )
         if stride_ceiling is not None and num_latents is None:
             raise ValueError(
                 "`stride_ceiling` was given, but the latents of this model have no stride (`latent_stride`). Leave it "

@@ -121,57 +121,43 @@ class C3Trainer(Trainer):
         outcomes = inputs.pop("outcome_counts")
         teacher = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         labels = inputs["labels"]
-        if self._readout is not None and model.training and self.state.global_step < self.args.decoder_start:
-            return self._encoder_loss(self._readout, model, inputs, outcomes, return_outputs, **kwargs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        right = count_right(outputs.logits, labels)
+        if model.training and self.state.global_step < self.args.decoder_start:
+            loss, outputs, right = self._read_prompts(model, inputs)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            right = count_right(outputs.logits, labels)
+            if self.args.distillation_weight > 0:
+                num_items = kwargs.get("num_items_in_batch")
+                extra = distillation_loss(model, outputs.logits, labels, teacher, num_items_in_batch=num_items)
+                if num_items is not None and self.args.average_tokens_across_devices:
+                    # As the Trainer does with the token loss: gradients are averaged over the processes afterwards.
+                    extra = extra * self.accelerator.num_processes
+                loss = loss + self.args.distillation_weight * extra
         context_length = inputs["context_input_ids"].shape[-1]
         num_tokens = inputs["input_ids"].numel() + inputs["context_input_ids"].numel()
         self._meter.add(num_tokens, context_length, right, outcomes)
         if self._curriculum is not None:
             counts = self._total(right).tolist()
             self._curriculum.update(self.state.global_step, context_length, *counts)
-        if self.args.distillation_weight > 0:
-            num_items = kwargs.get("num_items_in_batch")
-            extra = distillation_loss(model, outputs.logits, labels, teacher, num_items_in_batch=num_items)
-            if num_items is not None and self.args.average_tokens_across_devices:
-                # As the Trainer does with the token loss: gradients are averaged over the processes afterwards.
-                extra = extra * self.accelerator.num_processes
-            loss = loss + self.args.distillation_weight * extra
         if self._readout is not None and model.training:
             extra, counts = self._readout.take()
             self._meter.add_read(counts)
             loss = loss + self.args.readout_weight * extra * self._share_of_step(labels, kwargs)
         return (loss, outputs) if return_outputs else loss
 
-    def _encoder_loss(
-        self,
-        readout: LatentReadout,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        outcomes: torch.Tensor,
-        return_outputs: bool,
-        **kwargs: Any,
-    ) -> Any:
-        """Read-out loss alone; the decoder reads prompts without replies, so that the pass is that of any step."""
-        labels = inputs.pop("labels")
-        end = labels.shape[1] - inputs["logits_to_keep"] + 1
+    def _read_prompts(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Any, torch.Tensor]:
+        """The pass of a step in which the read-out alone teaches: replies are cut off `inputs`, in place.
+
+        Returns:
+            A loss of nothing, the outputs, and counts of no labelled token.
+        """
+        end = inputs.pop("labels").shape[1] - inputs["logits_to_keep"] + 1
         for name in ("input_ids", "attention_mask"):
             inputs[name] = inputs[name][:, :end]
         outputs = model(**{**inputs, "logits_to_keep": 1})
-        self._meter.add(
-            inputs["input_ids"].numel() + inputs["context_input_ids"].numel(),
-            inputs["context_input_ids"].shape[-1],
-            torch.zeros(2, dtype=torch.int64),
-            outcomes,
-        )
-        extra, counts = readout.take()
-        self._meter.add_read(counts)
-        loss = self.args.readout_weight * extra * self._share_of_step(labels, kwargs)
-        if self.args.world_size > 1:
-            # DDP waits for the gradients of every parameter.
-            loss = loss + 0.0 * outputs.logits.sum()
-        return (loss, outputs) if return_outputs else loss
+        # DDP waits for the gradients of every parameter.
+        loss = 0.0 * outputs.logits.sum() if self.args.world_size > 1 else 0.0
+        return loss, outputs, torch.zeros(2, dtype=torch.int64)
 
     def _share_of_step(self, labels: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor | float:
         """Factor that makes the mean over a micro-batch its part of the mean over the optimizer step."""
