@@ -59,7 +59,9 @@ def gpt2(tmp_path_factory):
 
 @pytest.mark.parametrize("command", ["demo", "compress", "evaluate"])
 def test_a_model_that_is_no_c3_model(command, here, gpt2, capsys):
-    words = {"demo": [], "compress": ["a.txt"], "evaluate": ["--data-dir", ".", "--output", "out"]}[command]
+    words = {"demo": [], "compress": ["a.txt"], "evaluate": ["--data-dir", ".", "--output", "out", "--allow-changes"]}[
+        command
+    ]
     assert main([command, *words, "--model", gpt2]) == 1
     assert f"`--model` {gpt2} is a model of type 'gpt2', not a C3 model" in one_line_of(capsys)
 
