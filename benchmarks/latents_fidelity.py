@@ -1,11 +1,12 @@
 """What teacher-forced fidelity predicts: certain parts, calibrated precision, and what each dtype of latents costs.
 
-`python -m benchmarks.latents_fidelity --data DATA --plot docs/images`: half of the texts fit the two numbers of the
-calibration, the other half tests them.
+`python -m benchmarks.latents_fidelity --data DATA --plot docs/images`: every second text fits the two numbers of the
+calibration, the others test them. With `--save` they go into the `processor_config.json` of the model's folder.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -16,15 +17,14 @@ from typing import Any
 
 import torch
 
-from c3_hf import CompressionOptions, compress
+from c3_hf import C3Pipeline, compress
 from c3_hf.evaluation.metrics.characters import char_precision
-from c3_hf.latents.compress import Compressor
-from c3_hf.latents.context import project
-from c3_hf.latents.decoding import Restorer, batches_by_length, decode_tokens, generation_budget
+from c3_hf.files import write_json
+from c3_hf.latents.decoding import batches_by_length
 from c3_hf.latents.measure import Calibration, SegmentFidelity, expected_precision
 from c3_hf.latents.segments import Segment, iter_segments
 
-from .latents_setup import data_hash, load, parser, texts, write_record
+from .latents_setup import data_hash, load, parser, restore_blocks, texts, write_record
 
 
 KINDS = ("passages_en", "passages_zh", "shuffled", "code", "tables")
@@ -33,9 +33,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
-    lengths = [160, 320, 480, 640, 672, 768]
+    lengths = [64, 128, 256, 384, 512, 640, 768]
     options.add_argument("--lengths", type=int, nargs="+", default=lengths, help="tokens of a segment")
     options.add_argument("--plot", type=Path, help="folder for calibration.png")
+    options.add_argument("--save", action="store_true", help="write the calibration into the model's folder")
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)
@@ -45,44 +46,40 @@ def main(arguments: Sequence[str]) -> int:
     for length in options.lengths:
         found = [next(iter_segments(text, processor.tokenizer, length)) for _, text in sources]
         used += [segment.text for segment in found]
-        measured = zip(sources, measure(model, processor, found, options))
+        measured = zip(sources, measure(C3Pipeline(model, processor), found, options.batch_size))
         items += [{"kind": kind, "length": length, **item} for (kind, _), item in measured]
         print(length, statistics.mean(item["precision"] for item in items[-len(found) :]), file=sys.stderr)
-    calibration = fit(items[0::2])
+    # A text is in one half with all its lengths.
+    halves = [[item for place, item in enumerate(items) if place % len(sources) % 2 == half] for half in (0, 1)]
+    calibration = fit(halves[0])
     for item in items:
         item["expected"] = expected_precision(item["margins"], calibration)
-    rows = [*summarise(items, calibration), *dtype_rows(model, processor, options)]
+    rows = [*summarise(items, halves[1], calibration), *dtype_rows(model, processor, options)]
     for item in items:
         del item["margins"]
     write_record("latents_fidelity", options, model, started, [*rows, *items], data_sha256=data_hash(used))
     for row in rows:
         print(row, file=sys.stderr)
     if options.plot is not None:
-        plot(items[1::2], options.plot)
+        plot(halves[1], options.plot)
+    if options.save:
+        path = Path(options.model) / "processor_config.json"
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**saved, "calibration": {"derail": calibration.derail, "floor": calibration.floor}})
     broken = sum(item["certain_prefix"] > item["agreeing_tokens"] for item in items)
     return 1 if broken else 0
 
 
-@torch.no_grad()
-def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -> list[dict[str, Any]]:
+def measure(pipe: C3Pipeline, segments: Sequence[Segment], batch_size: int) -> list[dict[str, Any]]:
     """Margins and free-running result of each segment; float32 latents."""
-    restorer = Restorer(model, processor)
-    compressor = Compressor(
-        restorer, CompressionOptions(latent_dtype=torch.float32, verify=True, batch_size=options.batch_size)
-    )
     results: dict[int, dict[str, Any]] = {}
-    for rows in batches_by_length([len(segment.token_ids) for segment in segments], options.batch_size):
-        batch = [segments[row] for row in rows]
-        sequences = [segment.token_ids for segment in batch]
-        measured = compressor.measure(batch)
-        latents = project(model, torch.stack([item.latents for item in measured]), None)
-        margins = [item.margins for item in measured]
-        generated = restorer.generate(latents, generation_budget(max(map(len, sequences))))
-        for row, segment, values, new_ids in zip(rows, batch, margins, generated):
-            fidelity = SegmentFidelity.from_margins(values)
+    for rows in batches_by_length([len(segment.token_ids) for segment in segments], batch_size):
+        for row, block in zip(rows, restore_blocks(pipe, [segments[row].token_ids for row in rows])):
+            fidelity = SegmentFidelity.from_margins(block.margins)
+            wanted = list(block.token_ids)
             agreeing = next(
-                (place for place, (a, b) in enumerate(zip(segment.token_ids, new_ids)) if a != b),
-                min(len(segment.token_ids), len(new_ids)),
+                (place for place, (a, b) in enumerate(zip(wanted, block.new_ids)) if a != b),
+                min(len(wanted), len(block.new_ids)),
             )
             results[row] = {
                 "tokens": fidelity.num_tokens,
@@ -90,9 +87,9 @@ def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -
                 "certain_prefix": fidelity.exact_prefix,
                 "agreeing_tokens": agreeing,
                 "certainly_exact": fidelity.num_errors == 0,
-                "exact": list(segment.token_ids) == new_ids,
-                "precision": char_precision(decode_tokens(processor, new_ids), segment.text),
-                "margins": values,
+                "exact": wanted == block.new_ids,
+                "precision": char_precision(block.text, segments[row].text),
+                "margins": block.margins,
             }
     return [results[row] for row in range(len(segments))]
 
@@ -109,9 +106,10 @@ def fit(items: Sequence[dict[str, Any]]) -> Calibration:
     return best
 
 
-def summarise(items: Sequence[dict[str, Any]], calibration: Calibration) -> list[dict[str, Any]]:
+def summarise(
+    items: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], calibration: Calibration
+) -> list[dict[str, Any]]:
     """Promises kept, and expected against seen precision on the held-out half, for each kind and length."""
-    held_out = items[1::2]
     rows: list[dict[str, Any]] = [
         {
             "derail": calibration.derail,

@@ -10,13 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from c3_hf import tiny_model_path
+from c3_hf import C3Pipeline, tiny_model_path
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
+from c3_hf.latents.decoding import decode_tokens, generation_budget
+from c3_hf.latents.measure import measure_margins
+from c3_hf.modeling.positions_c3 import pad_rows
 
 from . import shapes
 from .record import Record, environment
@@ -46,6 +49,45 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
     options.commit = clean_commit(options.allow_changes)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     return model.to(options.device).eval(), AutoProcessor.from_pretrained(options.model)
+
+
+class Block(NamedTuple):
+    """A text in one block of latents.
+
+    Attributes:
+        token_ids: What went in.
+        margins: `(num_tokens + 1,)`, teacher-forced, see [`measure_margins`].
+        new_ids: What came out, free running.
+        text: The same as text.
+    """
+
+    token_ids: Sequence[int]
+    margins: torch.Tensor
+    new_ids: list[int]
+    text: str
+
+
+@torch.no_grad()
+def restore_blocks(pipe: C3Pipeline, sequences: Sequence[Sequence[int]]) -> list[Block]:
+    """Each text, as tokens, by itself in one block of latents of the model's dtype, however long it is.
+
+    Where latents have a stride, the least that covers the text, or the largest there is: what is behind it is lost.
+    """
+    model, config = pipe.model, pipe.model.config
+    ids, mask = pad_rows([torch.tensor(sequence) for sequence in sequences], left=False)
+    strides = None
+    if config.latent_stride is not None:
+        least = [min(-(-len(sequence) // config.num_latents), config.latent_stride) for sequence in sequences]
+        strides = torch.tensor(least, device=model.device)
+    latents = model.get_context_features(
+        ids[:, None].to(model.device), mask[:, None].to(model.device), None if strides is None else strides[:, None]
+    )[:, 0]
+    margins = measure_margins(pipe.restorer, latents, sequences, strides)
+    new_ids = pipe.restorer.generate(latents, generation_budget(max(map(len, sequences))), strides)
+    return [
+        Block(sequence, values, ids, decode_tokens(pipe.processor, ids))
+        for sequence, values, ids in zip(sequences, margins, new_ids)
+    ]
 
 
 def texts(options: argparse.Namespace, kind: str) -> list[str]:
@@ -80,6 +122,7 @@ def write_record(
         "model",
         "name",
         "plot",
+        "save",
         "child",
         "resume",
         "allow_changes",

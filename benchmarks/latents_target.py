@@ -1,13 +1,6 @@
 """Segment lengths chosen for a target fidelity against fixed lengths: latents needed for the same worst segment.
 
 `python -m benchmarks.latents_target --data DATA`: one document of books, code, tables and random strings.
-
-c3-tiny brings 640 tokens of anything back, so that one length fits all. Models whose errors differ from place to
-place, as they do in models that have learnt to compress, came out of the sample recipe of commit e43810e, which laid
-the addresses of a copy, with a rate that blurs it: `c3-hf train examples/recipes/sample.yaml --copy_start 6
---context_ceiling '[[0, 96]]' --learning_rate 2.2e-3 --max_steps 50 --eval_steps 50 --output_dir c3-blurred`; measured
-with `--model c3-blurred --name blurred-sample --fixed-lengths 16 24 32 40 48 64 80 96 --longest 96
---targets 0.95 0.97 0.99 --characters 6000 --batch-size 16`.
 """
 
 from __future__ import annotations
@@ -25,10 +18,10 @@ from .latents_setup import data_hash, load, parser, records, texts, write_record
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.99, 0.999])
-    lengths = [128, 256, 384, 512, 576, 608, 640, 672, 704]
+    lengths = [32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640]
     options.add_argument("--fixed-lengths", type=int, nargs="+", default=lengths, help="to compare with, in tokens")
-    options.add_argument("--longest", type=int, default=704, help="tokens a segment may have at most")
-    options.add_argument("--characters", type=int, default=12000, help="of each kind")
+    options.add_argument("--longest", type=int, default=640, help="tokens a segment may have at most")
+    options.add_argument("--characters", type=int, default=4000, help="of each kind")
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)

@@ -1,8 +1,9 @@
-"""How well a model restores held-out text, by kind and compression ratio, and finds sentences and facts in it.
+"""How well a model restores held-out text from one block, by kind and compression ratio, and finds facts in it.
 
 `python -m benchmarks.restoring_by_ratio --data-dir EVAL --output benchmarks/results/c3-tiny` writes `items.jsonl`
-(one line an item: id, kind, ratio, lengths, SHA-256 of the text, character precision, accuracy by position),
-`summary.json` (means and numbers of items) and `curve.png`.
+(one line an item: id, kind, ratio, lengths, SHA-256 of the text, character precision, whether it came back whole, its
+token accuracy teacher-forced and free running, accuracy by position), `summary.json` (means, with 95 % bootstrap
+intervals) and `curve.png`. `--model` and another `--output` measure the same of a second training.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import argparse
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +23,17 @@ from tqdm import tqdm
 
 import c3_hf
 from c3_hf.data.samples import cut_to_tokens
+from c3_hf.data.tasks import Draw, random_tokens
 from c3_hf.evaluation.metrics.characters import char_precision
-from c3_hf.evaluation.metrics.tokens import accuracy_by_position
+from c3_hf.evaluation.metrics.tokens import accuracy_by_position, token_accuracy
 from c3_hf.evaluation.plots import beside, draw_tenths
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
+from c3_hf.evaluation.records import bootstrap_interval
 from c3_hf.files import write_json
 from c3_hf.pipeline import C3Pipeline
 
 from .finding import measure_questions, measure_sentences
+from .latents_setup import restore_blocks
 from .record import environment
 
 
@@ -38,11 +43,14 @@ KINDS = (
     ("English textbook", "passages_en.jsonl.gz", "textbook", "en"),
     ("Chinese novel", "passages_zh.jsonl.gz", "vernacular_novel", "zh"),
     ("shuffled English words", "shuffled.jsonl.gz", "shuffled_words", "en"),
+    ("code", "code.jsonl.gz", None, "code"),
+    ("tables", "tables.jsonl.gz", None, "table"),
 )
-RATIOS = (2, 3, 4, 8, 12, 16, 20, 32)
+# Not in a file: tokens drawn evenly from the vocabulary.
+RANDOM = "random tokens"
+RATIOS = (2, 4, 8, 16, 20, 40)
 BATCH_SIZE = 16
-# Ratios above this take long to generate.
-LONG = 4
+MEANS = ("char_precision", "exact", "teacher_forced", "free_running")
 
 
 class Item(NamedTuple):
@@ -54,67 +62,89 @@ class Item(NamedTuple):
     text: str
 
 
-def held_out_items(data_dir: Path, processor: Any, ratios: list[int], limit: int | None) -> Iterator[Item]:
-    """The first `ratio * num_latents` tokens of records that are long enough: of all, above `LONG` of `limit`."""
+def held_out_items(data_dir: Path, processor: Any, ratios: Sequence[int], limit: int) -> Iterator[Item]:
+    """At most `limit` texts of `ratio * num_latents` tokens of each kind: beginnings of documents, then what follows."""
     for kind, *where in KINDS:
         records = list(held_out_records(data_dir, *where))
         for ratio in ratios:
-            heads = [cut_to_tokens(processor.reader, r["text"], ratio * processor.num_latents) for r in records]
-            pairs = [(record, head) for record, head in zip(records, heads) if len(head) < len(record["text"])]
-            chosen = pairs[:limit] if ratio > LONG else pairs
-            yield from (Item(record["id"], kind, ratio, head) for record, head in chosen)
+            pieces = islice(pieces_of(records, processor, ratio * processor.num_latents), limit)
+            yield from (Item(name, kind, ratio, text) for name, text in pieces)
+    for ratio in ratios:
+        length = ratio * processor.num_latents
+        for number in range(limit):
+            draw = Draw("", np.random.default_rng((ratio, number)), processor.tokenizer, length)
+            text = cut_to_tokens(processor.encoder_reader, random_tokens(draw), length)
+            yield Item(f"random-{ratio}-{number}", RANDOM, ratio, text)
 
 
-def held_out_records(data_dir: Path, name: str, kind: str, lang: str) -> Iterator[dict[str, Any]]:
-    """Records of one kind and language of a file."""
+def pieces_of(records: Sequence[dict[str, Any]], processor: Any, length: int) -> Iterator[tuple[str, str]]:
+    """Names and texts of the first pieces of `length` tokens of all records, of the second ones, and so on."""
+    left, number = [(record["id"], record["text"]) for record in records], 0
+    while left:
+        cut = [(name, text, cut_to_tokens(processor.encoder_reader, text, length)) for name, text in left]
+        cut = [(name, text, piece) for name, text, piece in cut if 0 < len(piece) < len(text)]
+        yield from ((f"{name}/{number}" if number else name, piece) for name, _, piece in cut)
+        left, number = [(name, text[len(piece) :]) for name, text, piece in cut], number + 1
+
+
+def held_out_records(data_dir: Path, name: str, kind: str | None, lang: str) -> Iterator[dict[str, Any]]:
+    """Records of one kind (or of all) and language of a file."""
     with gzip.open(data_dir / name, "rt", encoding="utf-8") as lines:
-        yield from (record for record in map(json.loads, lines) if (record["kind"], record["lang"]) == (kind, lang))
+        yield from (
+            record for record in map(json.loads, lines) if kind in (None, record["kind"]) and record["lang"] == lang
+        )
 
 
-def texts_of(data_dir: Path, kind: tuple[str, ...]) -> list[str]:
+def texts_of(data_dir: Path, kind: tuple[str | None, ...]) -> list[str]:
     """Texts of one of `KINDS`."""
     return [record["text"] for record in held_out_records(data_dir, *kind[1:])]
 
 
-def measure_restoring(model: Any, processor: Any, items: list[Item]) -> list[dict[str, Any]]:
+def measure_restoring(pipe: C3Pipeline, items: Sequence[Item]) -> list[dict[str, Any]]:
     """Restore all items greedily, each ratio in batches."""
     rows = []
     groups = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+    read = pipe.processor.tokenize_context
     for group in tqdm(groups, unit="batch", disable=None):
-        restored = C3Pipeline(model, processor).round_trip([item.text for item in group], batch_size=BATCH_SIZE)
-        for item, text in zip(group, restored):
-            wanted, got = (processor.tokenize_context(side) for side in (item.text, text))
+        for item, block in zip(group, restore_blocks(pipe, [read(item.text) for item in group])):
             rows.append(
                 {
                     "id": item.id,
                     "kind": item.kind,
                     "ratio": item.ratio,
-                    "num_tokens": len(wanted),
+                    "num_tokens": len(block.token_ids),
                     "num_chars": len(item.text),
                     "sha256": hashlib.sha256(item.text.encode()).hexdigest(),
-                    "restored_chars": len(text),
-                    "char_precision": round(char_precision(text, item.text), 6),
-                    "accuracy_by_position": accuracy_by_position(got, wanted),
+                    "restored_chars": len(block.text),
+                    "char_precision": round(char_precision(block.text, item.text), 6),
+                    "exact": block.text == item.text,
+                    "teacher_forced": round(float((block.margins[:-1] > 0).float().mean()), 6),
+                    "free_running": round(token_accuracy(block.new_ids, block.token_ids), 6),
+                    "accuracy_by_position": accuracy_by_position(block.new_ids, block.token_ids),
                 }
             )
     return rows
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means by kind and ratio."""
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means by kind and ratio; those of `MEANS` with their intervals."""
     table = []
     for kind, ratio in dict.fromkeys((row["kind"], row["ratio"]) for row in rows):
         cell = [row for row in rows if (row["kind"], row["ratio"]) == (kind, ratio)]
-        precision = [row["char_precision"] for row in cell]
         places = np.array([row["accuracy_by_position"] for row in cell], dtype=float)
         table.append(
             {
                 "kind": kind,
                 "ratio": ratio,
                 "num_items": len(cell),
-                "char_precision": round(float(np.mean(precision)), 4),
-                "lowest": min(precision),
-                "exact": sum(value == 1 for value in precision),
+                "characters_a_latent": round(
+                    sum(r["num_chars"] / r["num_tokens"] for r in cell) / len(cell) * ratio, 2
+                ),
+                **{name: round(float(np.mean([row[name] for row in cell])), 4) for name in MEANS},
+                "intervals": {
+                    name: [round(end, 4) for end in bootstrap_interval([row[name] for row in cell])] for name in MEANS
+                },
+                "lowest": min(row["char_precision"] for row in cell),
                 "accuracy_by_position": np.nanmean(places, axis=0).round(4).tolist(),
             }
         )
@@ -151,37 +181,40 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the held-out files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
-    parser.add_argument("--limit", type=int, help=f"most items of a kind above {LONG}x (default: all)")
+    parser.add_argument("--limit", type=int, default=40, help="most items of a kind and ratio (default: 40)")
     parser.add_argument("--questions", type=int, default=200, help="generated questions to ask (default: 200)")
     parser.add_argument("--allow-changes", action="store_true", help="record from a checkout with changes")
     arguments = parser.parse_args()
     commit = clean_commit(arguments.allow_changes)
-    model = c3_hf.C3ForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    processor = c3_hf.C3Processor.from_pretrained(arguments.model)
-    items = list(held_out_items(arguments.data_dir, processor, arguments.ratios, arguments.limit))
-    rows = measure_restoring(model, processor, items)
+    pipe = C3Pipeline.from_pretrained(arguments.model, dtype="float32")
+    items = list(held_out_items(arguments.data_dir, pipe.processor, arguments.ratios, arguments.limit))
+    rows = measure_restoring(pipe, items)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with open(arguments.output / "items.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     summary = {
         "commit": commit,
-        "weights": weights_fingerprint(model),
+        "weights": weights_fingerprint(pipe.model),
         "dtype": "float32",
         "decoding": "greedy, one block of latents a text",
         "restoring": summarise(rows),
-        "answering": measure_questions(model, processor, texts_of(arguments.data_dir, KINDS[0]), arguments.questions),
-        # Shuffled words have no sentences.
-        "going_on": [
-            {"kind": kind[0], **measure_sentences(model, processor, texts_of(arguments.data_dir, kind))}
-            for kind in KINDS[:3]
-        ],
+        **(finding(pipe, arguments.data_dir, arguments.questions) if "find" in pipe.processor.prompts else {}),
         "environment": environment(torch.device("cpu")),
     }
     write_json(arguments.output / "summary.json", summary)
     draw(summary["restoring"], arguments.output / "curve.png")
     for row in summary["restoring"]:
-        print(f"{row['kind']:24s} {row['ratio']:3d}x  n={row['num_items']:3d}  {row['char_precision']:.4f}")
-    print(f"questions {summary['answering']}\nsentences {summary['going_on']}")
+        print(f"{row['kind']:24s} {row['ratio']:3d}x n={row['num_items']} {[row[name] for name in MEANS]}")
+    print({name: value for name, value in summary.items() if name in ("answering", "going_on")})
+
+
+def finding(pipe: C3Pipeline, data_dir: Path, num_questions: int) -> dict[str, Any]:
+    """What a model that was trained to find sentences finds; shuffled words have none."""
+    asked = pipe.model, pipe.processor
+    return {
+        "answering": measure_questions(*asked, texts_of(data_dir, KINDS[0]), num_questions),
+        "going_on": [{"kind": kind[0], **measure_sentences(*asked, texts_of(data_dir, kind))} for kind in KINDS[:3]],
+    }
 
 
 if __name__ == "__main__":
