@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import c3_hf
@@ -22,6 +22,7 @@ from .record import ROOT
 
 
 RESULTS = ROOT / "benchmarks" / "results" / "c3-tiny"
+SECOND = RESULTS.with_name("c3-tiny-seed-1")
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -35,10 +36,10 @@ tags:
 
 # c3-tiny
 
-The model in the box of c3_hf: a Context Cascade Compression model ([C3,
-arXiv 2511.15244](https://arxiv.org/abs/2511.15244)) of {million:.1f} million parameters that compresses a text
-into {num_latents} latents and restores it, offline, on a CPU, in seconds. It was trained from scratch by the
-project's own trainer, so that everything the package says about C3 can be tried anywhere.
+A Context Cascade Compression model ([C3, arXiv 2511.15244](https://arxiv.org/abs/2511.15244)) of {million:.1f} million
+parameters that has learnt, from random weights, to compress a text into {num_latents} latents and to restore it,
+offline, on a CPU, and that makes mistakes: the tables below count them. It comes in the package of c3_hf, so that
+everything there can be tried anywhere.
 
 ```python
 import c3_hf
@@ -49,16 +50,53 @@ processor = c3_hf.C3Processor.from_pretrained(c3_hf.tiny_model_path())
 
 ## What it restores
 
-Free-running greedy decoding from one block of {num_latents} latents; held-out documents cut to the length;
-character precision is 1 - edit distance / length of the longer text, mean over N texts. {num_latents} latents
-times the ratio is the number of tokens; one token of this vocabulary is about {chars_en:.1f} characters of
-English or {chars_zh:.1f} of Chinese.
+Free-running greedy decoding from one block of {num_latents} latents; pieces of held-out documents, and tokens drawn at
+random. {num_latents} latents times the ratio is the number of tokens; one token of this vocabulary is about
+{chars_en:.1f} characters of English or {chars_zh:.1f} of Chinese. In brackets 95 % bootstrap intervals over the texts.
 
-{table}
+Character precision, 1 - edit distance / length of the longer text:
 
-A latent has room for {tokens_per_latent} tokens, so that one block holds {longest}; of longer texts those come back,
-which is what the 32x column shows. `compress` cuts texts into segments of at most {longest} tokens (`segment_length`).
+{precision}
 
+Texts that came back whole, to the letter:
+
+{whole}
+
+Token by token, free running, and in brackets with the right text before each token (teacher-forced): how far apart the
+two are says whether decoding loses its place.
+
+{tokens}
+{second}
+A latent stands for {tokens_per_latent} tokens at most (`latent_stride`), so that one block holds {longest}; of longer
+texts the rest is lost. `compress` cuts texts into segments of at most {longest} tokens, and gives a shorter segment
+the least stride that covers it; `ratio` and `target_fidelity` choose lower ones.
+{found}
+Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
+
+![character precision by ratio](curve.png)
+
+## How it was trained
+
+Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
+released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
+are trained from random weights, by the project's own trainer, for {minutes:.0f} minutes on {machine}.
+
+The recipe is `examples/recipes/c3_tiny.yaml`, the log of the run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of
+the training files `benchmarks/results/c3-tiny/data.json`.
+
+Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
+4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
+books and the authors. Half of the texts to restore are shuffled words, random tokens, digits, code-like and other
+texts that cannot be guessed.
+
+## What it is not
+
+- Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
+- Not a language model: it knows nothing of the world, and prompts other than {prompts} get no sensible reply.
+- Not lossless. A wrong word looks like a right one, and the more so the higher the ratio. `compress(verify=True)` says
+  which tokens would come back, `exact=True` stores what would not.
+"""
+FOUND = """
 ## What it finds
 
 A question to c3-tiny is the beginning of a sentence. Asked to find it, it goes on as the text does:
@@ -79,57 +117,30 @@ hidden in {question_tokens} tokens of held-out fiction, one asked for; right is 
 Sentences of held-out text, of which the first {given} tokens are given, from one block of {question_tokens} tokens:
 
 {sentences}
-
-It looks for the last three tokens of the reply, by a hash of them. Where those three come again in the text, it reads
-both places and so neither.
-
-Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
-
-![character precision by ratio](curve.png)
-
-## How it was trained
-
-Two GPT-2 halves over one byte-level BPE vocabulary of 8,192 words, which holds the special strings of the
-released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}.
-
-**Copying and finding were not learnt, they were put in.** Attention layers of both halves start as a copy of
-{tokens_per_latent} tokens a latent (`copy_start`, `c3_hf/training/copy_start.py`) and as a search for words in them
-(`find_start`, `c3_hf/training/find_start.py`), exact on random tokens before the first step, and stay as they are. The
-rest of the decoder's second half was trained around them for {minutes:.0f} minutes on two cores: when a sentence
-ends, and to leave the copy alone. So this model says whether the code around C3 is right; how well C3 learns to
-compress, the released weights say. Because the copy does not guess from language, prose and random strings come back
-alike.
-
-The recipe is `examples/recipes/c3_tiny.yaml`, the log of the run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of
-the training files `benchmarks/results/c3-tiny/data.json`.
-
-Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
-4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
-books and the authors. More than a third of the texts to restore are shuffled words, random tokens, digits, code-like
-and other texts that cannot be guessed.
-
-## What it is not
-
-- Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
-- Not a language model: it knows nothing of language or of the world. It cannot write on, only repeat and find, and
-  other prompts get no sensible reply.
-- Not lossless. Texts longer than a block holds are cut, and now and then a word comes back wrong. Check before you
-  rely on exact strings.
 """
 
 
-def results_table(rows: list[dict]) -> str:
-    """Markdown table: kinds down, ratios across, each cell with its number of texts."""
+def results_table(rows: list[dict], cell: Callable[[dict], str]) -> str:
+    """Markdown table: kinds down, with the number of texts, ratios across."""
     ratios = sorted({row["ratio"] for row in rows})
     lines = ["| text | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         cells = {row["ratio"]: row for row in rows if row["kind"] == kind}
-        shown = [
-            f"{cells[ratio]['char_precision']:.1%} (N={cells[ratio]['num_items']})" if ratio in cells else ""
-            for ratio in ratios
-        ]
-        lines.append(f"| {kind} | " + " | ".join(shown) + " |")
+        numbers = sorted({row["num_items"] for row in cells.values()})
+        counted = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        shown = [cell(cells[ratio]) if ratio in cells else "" for ratio in ratios]
+        lines.append(f"| {kind} (N={counted}) | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def with_interval(name: str) -> Callable[[dict], str]:
+    """What shows a mean, 99.1 % [98.2, 99.7]."""
+
+    def show(row: dict) -> str:
+        low, high = row["intervals"][name]
+        return f"{row[name]:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    return show
 
 
 def questions_table(rows: list[dict]) -> str:
@@ -147,38 +158,64 @@ def sentences_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_card(folder: Path) -> None:
+def write_card(folder: Path, machine: str) -> None:
     """Write README.md and its picture into the checkpoint's folder."""
     summary = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
     items = [json.loads(line) for line in (RESULTS / "items.jsonl").read_text(encoding="utf-8").splitlines()]
-    config = c3_hf.C3Config.from_pretrained(folder)
-    model = c3_hf.C3ForConditionalGeneration(config)
+    pipe = c3_hf.C3Pipeline.from_pretrained(folder)
+    config, rows = pipe.model.config, summary["restoring"]
     rate = {
         kind: sum(item["num_chars"] for item in chosen) / sum(item["num_tokens"] for item in chosen)
         for kind in ("English fiction", "Chinese novel")
         for chosen in [[item for item in items if item["kind"] == kind]]
     }
     card = CARD.format(
-        million=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        million=sum(parameter.numel() for parameter in pipe.model.parameters()) / 1e6,
         num_latents=config.num_latents,
         chars_en=rate["English fiction"],
         chars_zh=rate["Chinese novel"],
-        table=results_table(summary["restoring"]),
+        precision=results_table(rows, with_interval("char_precision")),
+        whole=results_table(rows, with_interval("exact")),
+        tokens=results_table(rows, lambda row: f"{row['free_running']:.1%} ({row['teacher_forced']:.1%})"),
+        second=second_training(),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
+        found=what_it_finds(summary) if "answering" in summary else "",
+        family=config.text_config.model_type.capitalize(),
+        words=config.text_config.vocab_size,
         minutes=training_minutes(),
+        machine=machine,
+        encoder_layers=config.encoder_config.num_hidden_layers,
+        decoder_layers=config.text_config.num_hidden_layers,
+        width=config.text_config.hidden_size,
+        prompts=", ".join(f'"{prompt}"' for prompt in pipe.processor.prompts.values()),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shutil.copyfile(RESULTS / "curve.png", folder / "curve.png")
+    write_json(folder / "curve.json", curve(summary))
+
+
+def second_training() -> str:
+    """The table of a training with another seed, where `SECOND` holds what `restoring_by_ratio` measured of it."""
+    path = SECOND / "summary.json"
+    if not path.is_file():
+        return ""
+    rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
+    return (
+        "\nCharacter precision of a second training, with another seed (its weights are not shipped, its record is "
+        f"`benchmarks/results/{SECOND.name}`):\n\n{results_table(rows, with_interval('char_precision'))}\n"
+    )
+
+
+def what_it_finds(summary: dict) -> str:
+    """The section of a model that was trained to find sentences."""
+    return FOUND.format(
         find_prompt=FIND_PROMPT,
         question_tokens=NUM_TOKENS,
         questions=questions_table(summary["answering"]),
         given=GIVEN_TOKENS,
         sentences=sentences_table(summary["going_on"]),
-        encoder_layers=config.encoder_config.num_hidden_layers,
-        decoder_layers=config.text_config.num_hidden_layers,
-        width=config.text_config.hidden_size,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    shutil.copyfile(RESULTS / "curve.png", folder / "curve.png")
-    write_json(folder / "curve.json", curve(summary))
 
 
 def curve(summary: dict) -> dict:
@@ -191,9 +228,10 @@ def curve(summary: dict) -> dict:
 
 
 def training_minutes() -> float:
-    """Minutes the training took, from its log."""
+    """Minutes the training took, from its log; each process that went on with it counts from 0."""
     lines = (RESULTS / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return max(json.loads(line)["seconds"] for line in lines) / 60
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    return sum(now for now, later in zip(seconds, [*seconds[1:], 0.0]) if later < now) / 60
 
 
 def records(path: Path) -> Iterator[dict]:
@@ -247,9 +285,10 @@ def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the training files")
+    parser.add_argument("--machine", required=True, help="what it was trained on, such as 'one core of a CPU'")
     arguments = parser.parse_args()
     folder = Path(c3_hf.tiny_model_path())
-    write_card(folder)
+    write_card(folder, arguments.machine)
     write_attribution(folder, arguments.data_dir)
 
 

@@ -63,7 +63,7 @@ class Item(NamedTuple):
 
 
 def held_out_items(data_dir: Path, processor: Any, ratios: Sequence[int], limit: int) -> Iterator[Item]:
-    """At most `limit` texts of `ratio * num_latents` tokens of each kind: beginnings of documents, then what follows."""
+    """At most `limit` texts of `ratio * num_latents` tokens of each kind: the beginnings of documents first."""
     for kind, *where in KINDS:
         records = list(held_out_records(data_dir, *where))
         for ratio in ratios:
@@ -72,7 +72,7 @@ def held_out_items(data_dir: Path, processor: Any, ratios: Sequence[int], limit:
     for ratio in ratios:
         length = ratio * processor.num_latents
         for number in range(limit):
-            draw = Draw("", np.random.default_rng((ratio, number)), processor.tokenizer, length)
+            draw = Draw(np.random.default_rng((ratio, number)), "", length, processor.tokenizer)
             text = cut_to_tokens(processor.encoder_reader, random_tokens(draw), length)
             yield Item(f"random-{ratio}-{number}", RANDOM, ratio, text)
 
