@@ -53,12 +53,12 @@ SCALES = {
     "toy": Scale(
         {16: (1, 2), 32: (2,)}, 4, 16, (64, 128), (64, 256), repeats=2, restore_lengths=(2, 4), whole_batches=(2,)
     ),
-    # Its encoder has 1,088 positions, its decoder 2,048.
+    # A block holds 640 tokens; the decoder has 8,192 positions.
     "tiny": Scale(
-        {256: (1, 8, 64), 1024: (1, 16)},
+        {256: (1, 8, 64), 640: (1, 16)},
         128,
         640,
-        (512, 1024, 1792),
+        (640, 1920, 6400),
         (10_000, 30_000, 100_000),
         repeats=3,
         restore_lengths=(32, 256),

@@ -244,8 +244,9 @@ def fit_segments(
     2 + log(longest / shortest) / log(1 / 0.8), and each goes only over what still misses. Shorter segments that bring
     no more tokens back, as where a word is wrong at any length, are given up for the longer ones.
 
-    Where latents have a stride, the strides are tried first, one after the other: the highest that holds is taken, and
-    only at a stride of 1 segments are cut shorter. The passes are then as many more as there are strides.
+    Where latents have a stride, the strides are tried first, from the highest down, neighbours that miss the target
+    sharing their text evenly: the highest that holds is taken, and only at a stride of 1 segments are cut shorter. The
+    passes are then at most as many more as there are strides.
 
     Args:
         segments: Consecutive segments, as long as they may be.
@@ -282,7 +283,10 @@ def _recut(
             continue
         longest = max(len(item.segment.encoder_ids) for item in run)
         if num_latents is not None and longest > num_latents:
-            limit = max(shortest, (longest - 1) // num_latents * num_latents)
+            limit = (longest - 1) // num_latents * num_latents
+            # As many segments as this takes, of one length: a short rest would cost as many latents as the others.
+            total = sum(len(item.segment.encoder_ids) for item in run)
+            limit = max(shortest, -(-total // -(-total // limit)))
         else:
             reach = min(item.reach(target) for item in run)
             limit = max(shortest, min(max(reach, int(longest * _LARGEST_STEP)), int(longest * _SMALLEST_STEP)))
