@@ -23,7 +23,8 @@ import torch
 
 from c3_hf import CompressedContext, CompressionOptions, restore
 from c3_hf.latents.compress import Compressor
-from c3_hf.latents.decoding import Restorer, fingerprint_model
+from c3_hf.latents.decoding import Restorer
+from c3_hf.latents.fingerprints import fingerprint_model
 from c3_hf.latents.segments import iter_segments
 
 from .latents_setup import data_hash, load, parser, records, write_record

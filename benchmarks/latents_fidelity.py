@@ -126,7 +126,7 @@ def summarise(
         }
     ]
     for key in ("kind", "length"):
-        values = sorted({item[key] for item in items})
+        values = sorted({item[key] for item in held_out})
         rows += [{key: value, **_agreement([item for item in held_out if item[key] == value])} for value in values]
     return rows
 

@@ -72,7 +72,8 @@ def held_out_items(data_dir: Path, processor: Any, ratios: Sequence[int], limit:
     for ratio in ratios:
         length = ratio * processor.num_latents
         for number in range(limit):
-            draw = Draw(np.random.default_rng((ratio, number)), "", length, processor.tokenizer)
+            # Tokens that are no whole characters drop out, and others join when they are read again.
+            draw = Draw(np.random.default_rng((ratio, number)), "", 2 * length, processor.tokenizer)
             text = cut_to_tokens(processor.encoder_reader, random_tokens(draw), length)
             yield Item(f"random-{ratio}-{number}", RANDOM, ratio, text)
 

@@ -1,0 +1,199 @@
+"""The benchmarks of compressed contexts and of restoring by ratio run at toy size, on a model with local latents."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.latents_setup import restore_blocks
+from benchmarks.restoring_by_ratio import KINDS, RANDOM, held_out_items, pieces_of
+
+from benchmarks import (
+    c3_tiny_card,
+    latents_exact,
+    latents_fidelity,
+    latents_kill,
+    latents_questions,
+    latents_scaling,
+    latents_target,
+    restoring_by_ratio,
+)
+from c3_hf import C3Pipeline
+from factories import NUM_LATENTS, make_model, make_processor
+
+
+STRIDE = 20
+WORDS = "The keeper of the light counted the ships twice, as his father had. It rained for a week. "
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return C3Pipeline(make_model(10, latent_stride=STRIDE, local_latents=True), make_processor())
+
+
+@pytest.fixture(scope="module")
+def model_path(pipe, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("strided")
+    pipe.model.save_pretrained(folder)
+    pipe.processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two records of each kind, and a book."""
+    folder = tmp_path_factory.mktemp("data")
+    kinds = {(file, kind or "any", lang) for _, file, kind, lang in KINDS}
+    kinds |= {("random.jsonl.gz", "random_hex", "none"), ("edge.jsonl.gz", "edge", "none")}
+    for name in sorted({file for file, *_ in kinds}):
+        rows = [
+            {"id": f"{kind}-{number}", "kind": kind, "lang": lang, "text": f"{kind} {number}. {WORDS * 3}"}
+            for file, kind, lang in sorted(kinds)
+            if file == name
+            for number in range(2)
+        ]
+        write_lines(folder / "eval" / name, rows)
+    book = {"title": "A book", "source": "networkx", "text": WORDS * 2000}
+    write_lines(folder / "long" / "books_and_code.jsonl.gz", [book])
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def measured(benchmark, data, model_path, tmp_path, *arguments) -> tuple[int, list[dict]]:
+    """Status and rows of one benchmark."""
+    common = ["--data", str(data), "--model", model_path, "--output", str(tmp_path), "--allow-changes", *arguments]
+    status = benchmark.main(common)
+    (path,) = tmp_path.glob("latents_*.json")
+    return status, json.loads(path.read_text(encoding="utf-8"))["measurements"]
+
+
+def test_a_block_has_the_least_stride_that_covers_its_text_and_the_largest_there_is(pipe, monkeypatch):
+    seen, ids = {}, pipe.processor.tokenize_context
+    monkeypatch.setattr(
+        pipe.restorer, "generate", lambda latents, budget, strides: seen.update(strides=strides) or [ids("a"), ids("b"), ids("c")]
+    )
+    lengths = (NUM_LATENTS, 3 * NUM_LATENTS + 1, 2 * STRIDE * NUM_LATENTS)
+    blocks = restore_blocks(pipe, [ids("a") * length for length in lengths])
+    assert seen["strides"].tolist() == [1, 4, STRIDE]
+    assert [len(block.margins) for block in blocks] == [length + 1 for length in lengths]
+    assert [(block.new_ids, block.text) for block in blocks] == [(ids(text), text) for text in "abc"]
+
+
+def test_a_block_is_measured_as_compressing_measures_it(pipe):
+    text = WORDS[:50]
+    (block,) = restore_blocks(pipe, [pipe.processor.tokenize_context(text)])
+    context = pipe.compress(text, latent_dtype="float32", verify=True)
+    torch.testing.assert_close(block.margins, context.segment_margins(0).float(), atol=2e-2, rtol=1e-2)
+    assert block.text == pipe.restore(context).text
+
+
+def test_pieces_are_those_of_all_documents_before_the_next_of_one(pipe):
+    records = [{"id": "a", "text": "a" * 25}, {"id": "b", "text": "b" * 11}, {"id": "c", "text": "c" * 10}]
+    pieces = list(pieces_of(records, pipe.processor, 10))
+    # The last piece of a document may be shorter than asked for, and is left out.
+    assert pieces == [("a", "a" * 10), ("b", "b" * 10), ("a/1", "a" * 10)]
+
+
+def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
+    pipe, model_path, data, tmp_path, monkeypatch
+):
+    items = list(held_out_items(data / "eval", pipe.processor, (4, 40), 3))
+    assert {item.kind for item in items} == {RANDOM, *(kind for kind, *_ in KINDS)}
+    lengths = {(item.kind, item.ratio): len(pipe.processor.tokenize_context(item.text)) for item in items}
+    assert all(lengths[kind, ratio] == ratio * NUM_LATENTS for kind, *_ in KINDS for ratio in (4, 40))
+    assert all(0 < lengths[RANDOM, ratio] <= ratio * NUM_LATENTS for ratio in (4, 40))
+    arguments = ["--data-dir", str(data / "eval"), "--model", model_path, "--output", str(tmp_path / "measured")]
+    monkeypatch.setattr(
+        "sys.argv", ["restoring_by_ratio", *arguments, "--ratios", "4", "40", "--limit", "2", "--allow-changes"]
+    )
+    restoring_by_ratio.main()
+    summary = json.loads((tmp_path / "measured" / "summary.json").read_text(encoding="utf-8"))
+    assert [row["num_items"] for row in summary["restoring"]] == [2] * 2 * (len(KINDS) + 1)
+    assert "answering" not in summary  # the model declares no prompt for it
+    for row in summary["restoring"]:
+        for name in ("char_precision", "exact", "teacher_forced", "free_running"):
+            low, high = row["intervals"][name]
+            assert 0 <= low <= row[name] <= high <= 1
+    # One token a byte here, so that characters a latent are the ratio.
+    assert summary["restoring"][0]["characters_a_latent"] == 4
+
+    (tmp_path / "measured" / "log.jsonl").write_text('{"seconds": 90.0}\n{"seconds": 120.0}\n{"seconds": 60.0}\n')
+    monkeypatch.setattr(c3_tiny_card, "RESULTS", tmp_path / "measured")
+    monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "none")
+    folder = Path(model_path)
+    c3_tiny_card.write_card(folder, "one core")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "for 3 minutes on one core" in card
+    assert "| English fiction (N=2) | " in card
+    assert 'prompts other than "Repeat the text: " get no' in card
+    assert "second training" not in card
+    assert "What it finds" not in card
+    assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
+    monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
+    assert "Character precision of a second training, with another seed" in c3_tiny_card.second_training()
+
+
+def test_fidelity_fits_one_half_of_the_texts_and_saves_what_it_fitted(data, model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents_fidelity, "KINDS", ("passages_en", "code", "tables"))
+    seen = []
+    monkeypatch.setattr(
+        latents_fidelity, "fit", lambda items: seen.extend(items) or latents_fidelity.Calibration(0.5, 0.25)
+    )
+    arguments = ("--lengths", "16", "100", "--limit", "1", "--plot", str(tmp_path / "plot"), "--save")
+    status, rows = measured(latents_fidelity, data, model_path, tmp_path, *arguments)
+    assert status == 0
+    assert rows[0]["segments"] == 6
+    # Of three texts the first and the third are fitted, each with both of its lengths.
+    assert [(item["kind"], item["length"]) for item in seen] == [
+        (kind, length) for length in (16, 100) for kind in ("passages_en", "tables")
+    ]
+    assert [row["held_out"] for row in rows[:1]] == [2]
+    assert (tmp_path / "plot" / "fidelity_calibration.png").is_file()
+    saved = json.loads((Path(model_path) / "processor_config.json").read_text(encoding="utf-8"))
+    assert saved["calibration"] == {"derail": 0.5, "floor": 0.25}
+    assert saved["num_latents"] == NUM_LATENTS
+
+
+def test_targets_are_compared_with_fixed_lengths(data, model_path, tmp_path):
+    arguments = ("--characters", "40", "--fixed-lengths", "16", "80", "--targets", "0.5", "--longest", "80")
+    status, rows = measured(latents_target, data, model_path, tmp_path, *arguments)
+    assert status == 0
+    assert [row.get("target") for row in rows[:3]] == [None, None, 0.5]
+    assert {"fixed_latents_for_the_same_worst", "passes"} <= rows[2].keys()
+
+
+def test_every_byte_comes_back(data, model_path, tmp_path):
+    arguments = ("--limit", "1", "--fuzz", "4", "--segment-length", "16", "--batch-size", "8")
+    status, rows = measured(latents_exact, data, model_path, tmp_path, *arguments)
+    assert status == 0
+    assert all(row["identical"] == row["sources"] for row in rows)
+    assert {"fuzzed: bytes", "eval/code", "eval/edge"} <= {row["kind"] for row in rows}
+
+
+def test_questions_are_counted(data, model_path, tmp_path):
+    arguments = ("--lengths", "60", "--segment-length", "32", "--repeats", "1", "--new-tokens", "1")
+    status, rows = measured(latents_questions, data, model_path, tmp_path, *arguments)
+    assert status == 0
+    assert rows[0]["segments"] >= 2
+
+
+@pytest.mark.slow
+def test_killed_runs_lose_nothing(data, model_path, tmp_path):
+    status, rows = measured(latents_kill, data, model_path, tmp_path, "--limit", "2", "--kills", "1")
+    assert (status, rows[0]["groups_lost"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_compressing_is_measured_in_a_process_of_its_own(data, model_path, tmp_path):
+    arguments = ("--lengths", "200", "400", "--segment-length", "40")
+    status, rows = measured(latents_scaling, data, model_path, tmp_path, *arguments)
+    assert status == 0
+    assert "time_exponent" in rows[1]
