@@ -56,12 +56,11 @@ English or {chars_zh:.1f} of Chinese.
 
 {table}
 
-A latent has room for {tokens_per_latent} tokens, so that one block holds {longest}; of longer texts those come back,
-which is what the 32x column shows. `compress` cuts texts into segments of at most {longest} tokens (`segment_length`).
+A latent stands for at most {tokens_per_latent} tokens; `compress` cuts texts into segments of at most {longest}.
 
 ## What it finds
 
-A question to c3-tiny is the beginning of a sentence. Asked to find it, it goes on as the text does:
+A question to c3-tiny is the beginning of a sentence. Asked to find it, it is to go on as the text does:
 
 ```python
 messages = [
@@ -80,25 +79,15 @@ Sentences of held-out text, of which the first {given} tokens are given, from on
 
 {sentences}
 
-It looks for the last three tokens of the reply, by a hash of them. Where those three come again in the text, it reads
-both places and so neither.
-
 Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
 
 ![character precision by ratio](curve.png)
 
 ## How it was trained
 
-Two GPT-2 halves over one byte-level BPE vocabulary of 8,192 words, which holds the special strings of the
-released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}.
-
-**Copying and finding were not learnt, they were put in.** Attention layers of both halves start as a copy of
-{tokens_per_latent} tokens a latent (`copy_start`, `c3_hf/training/copy_start.py`) and as a search for words in them
-(`find_start`, `c3_hf/training/find_start.py`), exact on random tokens before the first step, and stay as they are. The
-rest of the decoder's second half was trained around them for {minutes:.0f} minutes on two cores: when a sentence
-ends, and to leave the copy alone. So this model says whether the code around C3 is right; how well C3 learns to
-compress, the released weights say. Because the copy does not guess from language, prose and random strings come back
-alike.
+Two halves of the family {family} over one byte-level BPE vocabulary of {num_words:,} words, which holds the special
+strings of the released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}.
+They began as random numbers, and every parameter trained.
 
 The recipe is `examples/recipes/c3_tiny.yaml`, the log of the run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of
 the training files `benchmarks/results/c3-tiny/data.json`.
@@ -111,10 +100,9 @@ and other texts that cannot be guessed.
 ## What it is not
 
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
-- Not a language model: it knows nothing of language or of the world. It cannot write on, only repeat and find, and
-  other prompts get no sensible reply.
-- Not lossless. Texts longer than a block holds are cut, and now and then a word comes back wrong. Check before you
-  rely on exact strings.
+- Not a language model: other prompts than those it was trained on get no sensible reply.
+- Not lossless. A restored text can be wrong without looking wrong, more often the more tokens a latent stands for.
+  Check before you rely on exact strings.
 """
 
 
@@ -166,7 +154,8 @@ def write_card(folder: Path) -> None:
         table=results_table(summary["restoring"]),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
-        minutes=training_minutes(),
+        family=config.text_config.model_type,
+        num_words=config.text_config.vocab_size,
         find_prompt=FIND_PROMPT,
         question_tokens=NUM_TOKENS,
         questions=questions_table(summary["answering"]),
@@ -188,12 +177,6 @@ def curve(summary: dict) -> dict:
         "weights": summary["weights"],
         "restoring": [{name: row[name] for name in names} for row in summary["restoring"]],
     }
-
-
-def training_minutes() -> float:
-    """Minutes the training took, from its log."""
-    lines = (RESULTS / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return max(json.loads(line)["seconds"] for line in lines) / 60
 
 
 def records(path: Path) -> Iterator[dict]:

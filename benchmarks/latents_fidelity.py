@@ -29,16 +29,20 @@ from .latents_setup import data_hash, load, parser, texts, write_record
 
 KINDS = ("passages_en", "passages_zh", "shuffled", "code", "tables")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+# Lengths of the longest segment that the model was made for, and beyond where it has the positions.
+SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
-    lengths = [160, 320, 480, 640, 672, 768]
-    options.add_argument("--lengths", type=int, nargs="+", default=lengths, help="tokens of a segment")
+    options.add_argument("--lengths", type=int, nargs="+", help="tokens of a segment")
     options.add_argument("--plot", type=Path, help="folder for calibration.png")
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)
+    if options.lengths is None:
+        room, longest = Restorer(model, processor).segment_room, model.config.longest_segment
+        options.lengths = sorted({min(room, round(share * longest)) for share in SHARES})
     items: list[dict[str, Any]] = []
     used = []
     sources = [(kind, text) for kind in KINDS for text in texts(options, kind)]
@@ -77,7 +81,8 @@ def measure(model: Any, processor: Any, segments: list[Segment], options: Any) -
         measured = compressor.measure(batch)
         latents = project(model, torch.stack([item.latents for item in measured]), None)
         margins = [item.margins for item in measured]
-        generated = restorer.generate(latents, generation_budget(max(map(len, sequences))))
+        strides = None if measured[0].stride is None else torch.tensor([item.stride for item in measured])
+        generated = restorer.generate(latents, generation_budget(max(map(len, sequences))), strides)
         for row, segment, values, new_ids in zip(rows, batch, margins, generated):
             fidelity = SegmentFidelity.from_margins(values)
             agreeing = next(

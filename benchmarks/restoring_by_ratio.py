@@ -150,7 +150,9 @@ def main() -> None:
     parser.add_argument("--model", default=c3_hf.tiny_model_path(), help="checkpoint (default: c3-tiny)")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the held-out files")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
+    parser.add_argument(
+        "--ratios", type=int, nargs="+", help=f"default: those of {RATIOS} that the model has room for"
+    )
     parser.add_argument("--limit", type=int, help=f"most items of a kind above {LONG}x (default: all)")
     parser.add_argument("--questions", type=int, default=200, help="generated questions to ask (default: 200)")
     parser.add_argument("--allow-changes", action="store_true", help="record from a checkout with changes")
@@ -158,7 +160,9 @@ def main() -> None:
     commit = clean_commit(arguments.allow_changes)
     model = c3_hf.C3ForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     processor = c3_hf.C3Processor.from_pretrained(arguments.model)
-    items = list(held_out_items(arguments.data_dir, processor, arguments.ratios, arguments.limit))
+    room = C3Pipeline(model, processor).segment_room
+    ratios = arguments.ratios or [ratio for ratio in RATIOS if ratio * processor.num_latents <= room]
+    items = list(held_out_items(arguments.data_dir, processor, ratios, arguments.limit))
     rows = measure_restoring(model, processor, items)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with open(arguments.output / "items.jsonl", "w", encoding="utf-8") as file:

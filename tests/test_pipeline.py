@@ -56,7 +56,7 @@ def test_asking_goes_on_from_words_of_the_text(pipe, context, monkeypatch):
     monkeypatch.setattr(
         C3Processor, "decode", lambda self, ids, **options: seen.append(ids.tolist()) or " looked up. And"
     )
-    answer = pipe.ask(context, start=begun, max_new_tokens=16)
+    answer = pipe.ask(context, start=begun, text=[TEXT], max_new_tokens=16)
     assert (str(answer), answer.cut, answer.segments) == ("nobody on the pier looked up. ", "And", (0,))
     assert pipe.processor.tokenizer.decode(seen[-1], skip_special_tokens=True) == said
     with pytest.raises(ValueError, match="`start` is missing: this model was not trained to answer questions"):
