@@ -74,6 +74,10 @@ def go_on(model: Any, processor: Any, example: TrainingExample, given: str) -> s
     inputs = processor.apply_chat_template(
         [*example.messages[:-1], begun], add_generation_prompt=False, continue_final_message=True
     ).to(model.device)
+    if model.config.latent_stride is not None:
+        # The least that covers the context, as where a text is compressed.
+        lengths = inputs["context_attention_mask"].sum(dim=-1)
+        inputs["context_strides"] = (-(-lengths // model.config.num_latents)).clamp(min=1)
     longest = len(processor.tokenize_context(reply_of(example)))
     output = model.generate(**inputs, max_new_tokens=longest + 8, do_sample=False)
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

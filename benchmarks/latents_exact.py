@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--fuzz", type=int, default=10_000, help="number of fuzzed strings")
     options.add_argument("--books", action="store_true", help="the books of long/ instead of everything else")
-    options.add_argument("--segment-length", type=int, default=640)
+    options.add_argument("--segment-length", type=int, help="default: what the model was made for")
     options.add_argument("--no-check", action="store_true", help="restore once, not when compressing, too")
     options.add_argument("--resume", action="store_true", help="keep the kinds that a stopped run has measured")
     options.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         torch.set_num_threads(1)
     started = time.perf_counter()
     model, processor = load(options)
+    options.segment_length = options.segment_length or model.config.longest_segment
     found = books(options) if options.books else fuzzed(options) | texts_by_file(options)
     groups = {name: sources for name, sources in found.items() if sources}
     noise = numeric_noise(model, processor, next(iter(texts_by_file(options).values())), options)

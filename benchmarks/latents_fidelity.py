@@ -29,17 +29,19 @@ from .latents_setup import data_hash, load, parser, restore_blocks, texts, write
 
 KINDS = ("passages_en", "passages_zh", "shuffled", "code", "tables")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+# Lengths of the longest segment that the model was made for, and beyond.
+SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
-    lengths = [64, 128, 256, 384, 512, 640, 768]
-    options.add_argument("--lengths", type=int, nargs="+", default=lengths, help="tokens of a segment")
+    options.add_argument("--lengths", type=int, nargs="+", help="tokens of a segment")
     options.add_argument("--plot", type=Path, help="folder for calibration.png")
     options.add_argument("--save", action="store_true", help="write the calibration into the model's folder")
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)
+    options.lengths = options.lengths or [round(share * model.config.longest_segment) for share in SHARES]
     items: list[dict[str, Any]] = []
     used = []
     sources = [(kind, text) for kind in KINDS for text in texts(options, kind)]

@@ -22,12 +22,13 @@ from .record import measure, ratio, spread
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], help="tokens of the text")
-    options.add_argument("--segment-length", type=int, default=640)
+    options.add_argument("--segment-length", type=int, help="default: what the model was made for")
     options.add_argument("--new-tokens", type=int, default=8, help="of each answer")
     options.add_argument("--repeats", type=int, default=5)
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)
+    options.segment_length = options.segment_length or model.config.longest_segment
     book = records(options.data / "long" / "books_and_code.jsonl.gz", None)[0]["text"]
     rows = []
     with tempfile.TemporaryDirectory() as folder:

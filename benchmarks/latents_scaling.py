@@ -23,7 +23,7 @@ from .record import process_memory
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--lengths", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="in tokens")
-    options.add_argument("--segment-length", type=int, default=640)
+    options.add_argument("--segment-length", type=int, help="default: what the model was made for")
     options.add_argument("--child", type=Path, help="measure this file, in this process")
     options = options.parse_args(arguments)
     if options.child is not None:
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     started = time.perf_counter()
     model, processor = load(options)
+    options.segment_length = options.segment_length or model.config.longest_segment
     text = "\n\n".join(record["text"] for record in records(options.data / "long" / "books_and_code.jsonl.gz", None))
     sample = text[:200_000]
     characters_a_token = len(sample) / len(processor.reader.read_plain([sample])[0][0])
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 def measure(options) -> dict[str, float]:
     """Seconds, tokens and the process's peak memory for one file; loading the model counts in the peak only."""
     model, processor = load(options)
+    options.segment_length = options.segment_length or model.config.longest_segment
     warm = "A few words to warm up. " * 400
     compress(warm, model, processor, segment_length=options.segment_length, batch_size=options.batch_size)
     started = time.perf_counter()

@@ -1,6 +1,8 @@
 """Segment lengths chosen for a target fidelity against fixed lengths: latents needed for the same worst segment.
 
 `python -m benchmarks.latents_target --data DATA`: one document of books, code, tables and random strings.
+
+The longest segment is by default what the model was made for, the fixed lengths are shares of it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,21 @@ from c3_hf import CompressedContext, compress
 from .latents_setup import data_hash, load, parser, records, texts, write_record
 
 
+# Fixed lengths, of the longest.
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
 def main(arguments: Sequence[str]) -> int:
     options = parser(__doc__)
     options.add_argument("--targets", type=float, nargs="+", default=[0.95, 0.99, 0.999])
-    lengths = [32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640]
-    options.add_argument("--fixed-lengths", type=int, nargs="+", default=lengths, help="to compare with, in tokens")
-    options.add_argument("--longest", type=int, default=640, help="tokens a segment may have at most")
+    options.add_argument("--fixed-lengths", type=int, nargs="+", help="to compare with, in tokens")
+    options.add_argument("--longest", type=int, help="tokens a segment may have at most")
     options.add_argument("--characters", type=int, default=4000, help="of each kind")
     options = options.parse_args(arguments)
     started = time.perf_counter()
     model, processor = load(options)
+    options.longest = options.longest or model.config.longest_segment
+    options.fixed_lengths = options.fixed_lengths or [round(share * options.longest) for share in SHARES]
     sources = documents(options)
     rows: list[dict[str, Any]] = []
     hashes: dict[str, str] = {}

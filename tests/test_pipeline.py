@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 import factories
-from c3_hf import C3Pipeline, C3Processor, CompressedContext, CompressionOptions
+from c3_hf import C3Pipeline, C3Processor, CompressedContext, CompressionOptions, tiny_model_path
 from c3_hf.latents.measure import Calibration
 
 
@@ -19,7 +20,10 @@ TEXT = "The night train left the harbour a little after nine, and nobody on the 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return C3Pipeline.from_pretrained(dtype="float32")
+    """The bundled model, asked what it may or may not have been trained to be asked."""
+    pipe = C3Pipeline.from_pretrained(dtype="float32")
+    pipe.processor.prompts = {"restore": pipe.processor.prompts["restore"], "find": "Find the sentence: "}
+    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +40,25 @@ def test_text_and_back_in_four_lines(pipe, context):
 
 
 def test_what_it_is(pipe):
-    assert repr(pipe) == "C3Pipeline(c3-tiny: 32 latents for up to 640 tokens, torch.float32, cpu)"
-    assert C3Pipeline.from_pretrained().dtype == torch.bfloat16
+    assert (pipe.name, pipe.dtype, C3Pipeline.from_pretrained().dtype) == ("c3-tiny", torch.float32, torch.bfloat16)
+    mine = C3Pipeline(factories.make_model(), factories.make_processor(), name="mine")
+    assert repr(mine) == "C3Pipeline(mine: 4 latents for up to 80 tokens, torch.float32, cpu)"
+    size = sum(weights.numel() for weights in mine.model.parameters())
+    assert mine.describe() == f"mine: {size:,} parameters, 4 latents for up to 80 tokens, prompts restore"
 
 
-def test_asking_goes_on_from_words_of_the_text(pipe, context):
-    answer = pipe.ask(context, start="nobody on the pier")
-    assert str(answer).startswith("nobody on the pier looked")
-    assert answer.segments == (0,)
+def test_asking_goes_on_from_words_of_the_text(pipe, context, monkeypatch):
+    begun = "nobody on the pier"
+    content = [{"type": "context", "context": context}, {"type": "text", "text": pipe.processor.prompts["find"]}]
+    said = pipe([{"role": "user", "content": content}, {"role": "assistant", "content": begun}], max_new_tokens=16)
+    seen = []
+    # What the model says is its weights' business; that it is asked for, and how much of it counts, is ours.
+    monkeypatch.setattr(
+        C3Processor, "decode", lambda self, ids, **options: seen.append(ids.tolist()) or " looked up. And"
+    )
+    answer = pipe.ask(context, start=begun, text=[TEXT], max_new_tokens=16)
+    assert (str(answer), answer.cut, answer.segments) == ("nobody on the pier looked up. ", "And", (0,))
+    assert pipe.processor.tokenizer.decode(seen[-1], skip_special_tokens=True) == said
     with pytest.raises(ValueError, match="`start` is missing: this model was not trained to answer questions"):
         pipe.ask([context], "Who looked up?")
 
@@ -143,10 +158,12 @@ def test_what_is_no_chat(pipe, messages):
 
 
 def test_segments_as_long_as_the_model_has_positions_for(pipe):
-    text = "word " * 1200
-    with pytest.raises(ValueError, match=r"`segment_length` must be at most 1055"):
-        pipe.compress(text, segment_length=pipe.segment_room + 1)
-    assert pipe.compress(text, segment_length=pipe.segment_room).header.segment_length == 1055
+    room = pipe.segment_room
+    assert room >= pipe.model.config.longest_segment
+    text = "word " * (room + 100)
+    with pytest.raises(ValueError, match=f"`segment_length` must be at most {room}"):
+        pipe.compress(text, segment_length=room + 1)
+    assert pipe.compress(text, segment_length=room).header.segment_length == room
 
 
 @pytest.mark.parametrize("device", ["meta", "foo"])
@@ -185,11 +202,15 @@ def test_the_options_are_one_object(pipe):
 
 
 def test_calibration_lies_beside_the_weights(pipe, tmp_path):
-    assert pipe.calibration == Calibration(derail=0.08, floor=0.0)
-    header = pipe.compress(TEXT, verify=True).header
-    assert (header.derail, header.floor) == (0.08, 0.0)
-    pipe.processor.save_pretrained(tmp_path)
-    assert C3Processor.from_pretrained(tmp_path).calibration == {"derail": 0.08, "floor": 0.0}
+    bundled = json.loads(Path(tiny_model_path(), "processor_config.json").read_text(encoding="utf-8"))
+    assert pipe.calibration == Calibration(**bundled["calibration"])
+    said = {"derail": 0.25, "floor": 0.125}
+    saying = C3Pipeline(factories.make_model(), factories.make_processor(calibration=said))
+    assert saying.calibration == Calibration(derail=0.25, floor=0.125)
+    header = saying.compress(TEXT, verify=True).header
+    assert (header.derail, header.floor) == (0.25, 0.125)
+    saying.processor.save_pretrained(tmp_path)
+    assert C3Processor.from_pretrained(tmp_path).calibration == said
     # A checkpoint that says nothing: nothing behind an error counts.
     silent = C3Pipeline(factories.make_model(), factories.make_processor())
     assert silent.calibration == Calibration(derail=1.0, floor=0.0)

@@ -26,7 +26,6 @@ from .modeling.chats_c3 import as_chats
 
 
 Conversation = Sequence[dict[str, Any]]
-_ABOUT_BUNDLED = "It shows that the code works: it copies text of any kind and knows no language"
 
 
 class C3Pipeline:
@@ -125,10 +124,9 @@ class C3Pipeline:
     def describe(self) -> str:
         """What kind of model it is, in one line."""
         config, size = self.model.config, sum(weights.numel() for weights in self.model.parameters())
-        told = f". {_ABOUT_BUNDLED}" if self.model.name_or_path == tiny_model_path() else ""
         return (
             f"{self.name}: {size:,} parameters, {config.num_latents} latents for up to {config.longest_segment} "
-            f"tokens, prompts {', '.join(self.processor.prompts)}{told}"
+            f"tokens, prompts {', '.join(self.processor.prompts)}"
         )
 
     @property

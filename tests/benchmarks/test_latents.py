@@ -78,7 +78,9 @@ def measured(benchmark, data, model_path, tmp_path, *arguments) -> tuple[int, li
 def test_a_block_has_the_least_stride_that_covers_its_text_and_the_largest_there_is(pipe, monkeypatch):
     seen, ids = {}, pipe.processor.tokenize_context
     monkeypatch.setattr(
-        pipe.restorer, "generate", lambda latents, budget, strides: seen.update(strides=strides) or [ids("a"), ids("b"), ids("c")]
+        pipe.restorer,
+        "generate",
+        lambda latents, budget, strides: seen.update(strides=strides) or [ids("a"), ids("b"), ids("c")],
     )
     lengths = (NUM_LATENTS, 3 * NUM_LATENTS + 1, 2 * STRIDE * NUM_LATENTS)
     blocks = restore_blocks(pipe, [ids("a") * length for length in lengths])

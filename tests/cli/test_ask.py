@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,47 +112,77 @@ def test_what_the_checkpoint_does_not_declare_is_refused(run, here, capsys):
         )
 
 
-@pytest.fixture(scope="module")
-def facts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("facts")
-    (folder / "facts.txt").write_text(FACTS)
-    assert main(["compress", str(folder / "facts.txt"), "-o", str(folder / "facts.c3")]) == 0
-    return str(folder / "facts.c3")
+@pytest.fixture
+def find(here, tmp_path_factory, model, monkeypatch):
+    """Ask a checkpoint that goes on from words of the text; what it replies is given."""
+    path = str(tmp_path_factory.mktemp("finding"))
+    model.save_pretrained(path)
+    make_processor(prompts={"find": "Find: "}).save_pretrained(path)
+    (here / "facts.txt").write_text(FACTS)
+    words = ["facts.txt", "-o", "facts.c3", "--segment-length", "96", "--model", path]
+    assert main(["compress", *words]) == 0
+
+    def ask(*words, reply):
+        monkeypatch.setattr(C3Processor, "decode", lambda *_, **__: reply)
+        return main(["ask", "facts.c3", *words, "--text", "facts.txt", "--model", path])
+
+    return ask
 
 
-def test_the_bundled_model_finds_and_does_not_answer(facts, capsys):
-    assert main(["ask", facts, "Who keeps the light?"]) == 1
+def test_what_is_found_is_shown_with_where_it_stood(find, capsys):
+    capsys.readouterr()
+    assert find("Who keeps the light?", reply="") == 1
     shown = capsys.readouterr()
     assert "`--start` is missing: this model was not trained to answer questions. It goes on from words" in shown.err
     assert shown.out == ""
-    assert main(["ask", facts, "--start", "The access code of the depot at Bergen is"]) == 0
+    assert find("--start", "The access code of the depot at Bergen is", reply=" 482913.") == 0
     shown = capsys.readouterr()
     assert shown.out == "The access code of the depot at Bergen is 482913.\n"
-    assert "used: segment 0 of 0 to 0 (it holds the words of `--start`; --segments chooses others)" in shown.err
+    assert "used: segment 0 of 0 to 2 (it holds the words of `--start`; --segments chooses others)" in shown.err
     # The question is nothing this model could use.
-    assert main(["ask", facts, "Who?", "--start", "The keeper of the lighthouse at Rostock is"]) == 0
-    assert capsys.readouterr().out == "The keeper of the lighthouse at Rostock is Edith Parker.\n"
+    assert find("Who?", "--start", "The keeper of the lighthouse at", reply=" Rostock") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "The keeper of the lighthouse at Rostock\n"
+    assert "used: segment 2 of 0 to 2" in shown.err
 
 
 @pytest.mark.parametrize("start", ["The mayor of Paris is", "the Access Code"])
-def test_what_the_text_does_not_hold_is_not_made_up(facts, start, capsys):
-    assert main(["ask", facts, "--start", start]) == 1
+def test_what_the_text_does_not_hold_is_not_made_up(find, start, capsys):
+    capsys.readouterr()
+    assert find("--start", start, reply=" 482913.") == 1
     shown = capsys.readouterr()
     assert f"`--start`: no segment looked at holds {start!r}" in shown.err
     assert shown.out == ""
 
 
-def test_a_reply_ends_where_it_leaves_the_text(facts, monkeypatch, capsys):
-    monkeypatch.setattr(C3Processor, "decode", lambda *_, **__: " 4829xx")
-    assert main(["ask", facts, "--start", "The access code of the depot at Bergen is"]) == 0
+def test_a_reply_ends_where_it_leaves_the_text(find, capsys):
+    capsys.readouterr()
+    assert find("--start", "The access code of the depot at Bergen is", reply=" 4829xx") == 0
     shown = capsys.readouterr()
     assert shown.out == "The access code of the depot at Bergen is 4829\n"
     assert "cut where the reply leaves the text: 'xx'" in shown.err
-    monkeypatch.setattr(C3Processor, "decode", lambda *_, **__: "rubbish")
-    assert main(["ask", facts, "--start", "The access code of the depot at Bergen is"]) == 1
+    assert find("--start", "The access code of the depot at Bergen is", reply="rubbish") == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "`--start`: the model does not find how the text goes on" in shown.err
+
+
+def test_the_bundled_model_says_nothing_that_is_not_in_the_text(here, capsys):
+    (here / "facts.txt").write_text(FACTS)
+    assert main(["compress", "facts.txt", "-o", "facts.c3"]) == 0
+    prompts = C3Processor.from_pretrained(c3_hf.tiny_model_path()).prompts
+    for start in ("The access code of the depot at Lyon is", "The harbour was"):
+        capsys.readouterr()
+        status = main(["ask", "facts.c3", "--start", start, "--text", "facts.txt"])
+        shown = capsys.readouterr()
+        if status == 0:
+            assert "find" in prompts
+            assert shown.out.startswith(start)
+            assert shown.out.removesuffix("\n") in FACTS
+        else:
+            wanted = "does not find how the text goes on" if "find" in prompts else "was not trained to answer"
+            assert wanted in shown.err
+            assert shown.out == ""
 
 
 @pytest.mark.parametrize(
@@ -233,8 +265,9 @@ def test_prompts_are_saved_with_the_processor(tmp_path):
     processor.save_pretrained(tmp_path)
     assert C3Processor.from_pretrained(tmp_path).prompts == {"restore": "Repeat the text: ", "ask": ""}
     bundled = C3Processor.from_pretrained(c3_hf.tiny_model_path())
-    assert bundled.prompts == {"find": "Find the sentence: ", "restore": "Repeat the text: "}
-    assert bundled.restore_messages("x")[0]["content"][1]["text"] == "Repeat the text: "
+    said = json.loads(Path(c3_hf.tiny_model_path(), "processor_config.json").read_text(encoding="utf-8"))["prompts"]
+    assert bundled.prompts == said
+    assert bundled.restore_messages("x")[0]["content"][1]["text"] == said["restore"]
 
 
 @pytest.mark.parametrize("prompts", [["restore"], {"restore": None}, {1: "x"}])

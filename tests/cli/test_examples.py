@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from c3_hf import C3Pipeline
+from c3_hf.latents.ask import Answer
+
 
 TEXT = (
     "The harbour was empty. The access code of the depot at Bergen is 482913. Nobody knew why. The access code of the "
@@ -29,13 +32,21 @@ def run_example(repository, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_compressing_once_and_asking_often(run_example):
+def test_compressing_once_and_asking_often(run_example, tmp_path, monkeypatch):
+    def find(self, contexts, **options):
+        asked.append(options["start"])
+        return Answer(options["start"] + " 482913.", (0,))
+
+    # What the bundled model finds is its weights' business.
+    asked = []
+    monkeypatch.setattr(C3Pipeline, "ask", find)
+    (tmp_path / "short.txt").write_text(TEXT[:22])
     shown = run_example("compress_and_ask.py")
-    assert "-> 'The access code of the depot at Trieste is 481920." in shown
-    assert "On Sundays the depot is closed." in shown
-    shown = run_example("compress_and_ask.py", "a.txt", "The access code of the depot at Bergen is")
-    assert "-> 'The access code of the depot at Bergen is 482913." in shown
-    assert shown.endswith(TEXT + "\n")
+    assert "-> 'The access code of the depot at Trieste is 482913.'" in shown
+    shown = run_example("compress_and_ask.py", "short.txt", "The access", "code is")
+    assert "-> 'The access code is 482913.'" in shown
+    assert shown.endswith(TEXT[:22] + "\n")
+    assert asked == ["The access code of the depot at Trieste is", "The access code is"]
 
 
 def test_any_bytes_and_back(run_example):
@@ -47,10 +58,11 @@ def test_any_bytes_and_back(run_example):
 
 @pytest.mark.slow
 def test_what_is_kept(run_example, tmp_path):
-    shown = run_example("fidelity.py", "a.txt", "page.html")
+    (tmp_path / "short.txt").write_text(TEXT[:22])
+    shown = run_example("fidelity.py", "short.txt", "page.html")
     assert "target None: CompressedContext(1 segments" in shown
-    assert "1 of 1 segments exact, the worst at 1.0000" in shown
-    assert "Edith Parker" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert shown.count("1 of 1 segments exact, the worst at 1.0000") == 2
+    assert "harbour" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_every_example_is_run_by_a_test(repository):

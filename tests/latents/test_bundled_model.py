@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import c3_hf
 from c3_hf import CompressedContext, compress, restore, verify
-from c3_hf.data.tasks import FIND_PROMPT
 from c3_hf.modeling.prompt_c3 import build_chat_template, escape_characters
 from c3_hf.pipeline import C3Pipeline
 
@@ -30,12 +29,6 @@ FACTS = (
     "depot at Lyon is 107745. It rained. The keeper of the lighthouse at Rostock is Edith Parker. So the day went by "
     "us."
 )
-QUESTIONS = [
-    ("The access code of the depot at Bergen is", " 482913."),
-    ("The access code of the depot at Lyon is", " 107745."),
-    ("The keeper of the lighthouse at Rostock is", " Edith Parker."),
-    ("So the day went", " by us."),
-]
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +45,33 @@ def test_its_chat_template_is_the_packages(bundled):
     assert processor.chat_template == build_chat_template(escape_characters(processor.tokenizer))
 
 
-@pytest.mark.parametrize(("begun", "rest"), QUESTIONS)
-def test_a_question_is_a_sentence_of_the_text_begun(bundled, begun, rest):
+@pytest.mark.parametrize("prompt", ["restore", "find"])
+@pytest.mark.parametrize("begun", ["The harbour", "The access code of the depot at Lyon is", "So the day went"])
+def test_a_begun_reply_goes_on_in_the_stock_pipeline_as_in_ours(bundled, prompt, begun):
     model, processor = bundled
-    content = [{"type": "context", "text": FACTS}, {"type": "text", "text": FIND_PROMPT}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
+    pipe = C3Pipeline(model, processor)
+    context = pipe.compress(FACTS)
+    # Which prompts it was trained on is its own business, which words come in front of a reply is not.
+    request = {"type": "text", "text": processor.prompts.get(prompt, "Find the sentence: ")}
+
+    def messages(*parts):
+        return [{"role": "user", "content": [*parts, request]}, {"role": "assistant", "content": begun}]
+
     # The pipeline goes on with a last message of the assistant's.
     generator = pipeline("text-generation", model=model, tokenizer=processor.tokenizer)
-    reply = generator(messages, max_new_tokens=20, do_sample=False)[0]["generated_text"][-1]["content"]
-    assert reply == begun + rest
+    chat = messages(*context.content_parts())
+    output = generator(chat, context_latents=context, max_new_tokens=20, do_sample=False)
+    reply = output[0]["generated_text"][-1]["content"]
+    assert len(reply) > len(begun)
+    assert reply == begun + pipe(messages({"type": "context", "context": context}), max_new_tokens=20)
+
+
+def test_a_short_text_is_restored_from_where_it_is_begun(bundled):
+    begun, rest = PROSE[:30], PROSE[30:90]
+    pipe = C3Pipeline(*bundled)
+    content = [{"type": "context", "text": begun + rest}, {"type": "text", "text": pipe.processor.prompts["restore"]}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
+    assert pipe(messages) == rest
 
 
 def test_exact_mode_gives_every_text_back_from_a_file(bundled, tmp_path):

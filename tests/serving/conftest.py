@@ -23,7 +23,10 @@ TEXT = "The night train left the harbour a little after nine."
 
 @pytest.fixture(scope="session")
 def pipe():
-    return C3Pipeline.from_pretrained(dtype="float32")
+    """The bundled model, asked what it may or may not have been trained to be asked."""
+    pipe = C3Pipeline.from_pretrained(dtype="float32")
+    pipe.processor.prompts = {"restore": pipe.processor.prompts["restore"], "find": "Find the sentence: "}
+    return pipe
 
 
 @pytest.fixture(scope="session")

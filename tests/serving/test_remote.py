@@ -46,7 +46,8 @@ def test_compress_prints_the_ids_and_takes_the_options(call, live, tmp_path, cap
     ids = dict(reversed(line.split("  ")) for line in output.out.splitlines())
     assert list(ids) == ["story.txt", "bytes.bin"]
     assert live.store.open(ids["bytes.bin"]).is_exact
-    assert re.search(r"^story\.txt: 2\d tokens in 32 latents$", output.err, flags=re.MULTILINE)
+    tokens, latents = len(live.pipe.processor.tokenize_context(STORY)), live.pipe.model.config.num_latents
+    assert re.search(rf"^story\.txt: {tokens} tokens in {latents} latents$", output.err, flags=re.MULTILINE)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(STORY.encode())))
     assert call("compress", "-", "--exact") == 0
     assert capsys.readouterr().out == f"{ids['story.txt']}  -\n"
@@ -63,14 +64,18 @@ def test_one_input_that_fails_does_not_stop_the_others(call, tmp_path, capsys):
     assert "2 of 3 inputs failed" in output.err
 
 
-def test_ask_is_what_it_is_without_a_server(call, pipe, tmp_path, capsys):
+def test_ask_is_what_it_is_without_a_server(call, pipe, tmp_path, monkeypatch, capsys):
     pipe.compress(STORY).save(tmp_path / "story.c3")
     call("compress", "story.txt")
     context_id = capsys.readouterr().out.split()[0]
-    assert main(["ask", "story.c3", "--start", "Seven grey"]) == 0
+    monkeypatch.setattr("c3_hf.cli.ask.load_model", lambda args: pipe)
+    # Asked to repeat the text, the reply is known, and goes on behind the words that begin it.
+    monkeypatch.setitem(pipe.processor.prompts, "find", pipe.processor.prompts["restore"])
+    assert main(["ask", "story.c3", "--start", "The night train"]) == 0
     here = capsys.readouterr()
+    assert here.out == f"{STORY}\n"
     for words in (["story.c3"], [context_id], [context_id, "--segments", "0"]):
-        assert call("ask", *words, "--start", "Seven grey") == 0
+        assert call("ask", *words, "--start", "The night train") == 0
         assert capsys.readouterr() == here
 
 

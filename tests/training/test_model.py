@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import sys
-from string import ascii_letters
 
 import pytest
 import torch
 
 import factories
 from c3_hf import C3ForConditionalGeneration
-from c3_hf.data.tasks import FIND_PROMPT
 from c3_hf.training.arguments import parse_recipe
 from c3_hf.training.model import add_lora, prepare_model, share_initial_embeddings
 
@@ -79,28 +77,6 @@ def test_a_new_model_is_not_built_in_parts(write_recipe, recipe, monkeypatch):
     monkeypatch.setattr("c3_hf.training.model.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="`model_name_or_path` must name a checkpoint under DeepSpeed ZeRO-3"):
         prepare_model(parse_recipe(write_recipe(recipe))[0])
-
-
-def test_a_model_that_starts_as_a_copy_says_how_long_its_segments_may_be(write_recipe, recipe):
-    half = {"model_type": "gpt2", "n_embd": 256, "n_layer": 2, "n_head": 8, "n_positions": 256}
-    changes = {"text_config": half, "encoder_config": half, "copy_start": 3}
-    model, _ = prepare_model(parse_recipe(write_recipe({**recipe, **changes}))[0])
-    assert model.config.segment_length == 3 * model.config.num_latents
-
-
-def test_a_new_model_finds_if_it_is_asked_to(write_recipe, recipe):
-    torch.manual_seed(0)
-    half = {"model_type": "gpt2", "n_embd": 440, "n_head": 20, "n_positions": 512}
-    shapes = {"text_config": {**half, "n_layer": 4}, "encoder_config": {**half, "n_layer": 2}}
-    recipe = {**recipe, **shapes, "copy_start": 18, "find_start": True, "num_latents": 16}
-    model, processor = prepare_model(parse_recipe(write_recipe(recipe))[0])
-    content = [{"type": "context", "text": ascii_letters}, {"type": "text", "text": FIND_PROMPT}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "mnopqrst"}]
-    inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
-    output = model.eval().generate(**inputs, max_new_tokens=3, do_sample=False)
-    assert processor.decode(output[0, inputs["input_ids"].shape[1] :]) == "uvw"
-    with pytest.raises(ValueError, match="`find_start` is laid in beside a copy, so it needs `copy_start`"):
-        parse_recipe(write_recipe({**recipe, "copy_start": None}))
 
 
 def test_lora_without_peft_says_how_to_get_it(write_recipe, recipe, monkeypatch):

@@ -53,13 +53,6 @@ class ModelArguments:
         default_factory=dict,
         metadata={"help": "Spread of the initial attention biases of a new model's `encoder` and `decoder`."},
     )
-    copy_start: int | None = field(
-        default=None,
-        metadata={"help": "Lay the addresses of a copy into a new pair of GPT-2s, so many tokens a latent."},
-    )
-    find_start: bool = field(
-        default=False, metadata={"help": "With `copy_start`, lay in finding too: going on from words of the text."}
-    )
     share_initial_embeddings: bool = field(
         default=False, metadata={"help": "Start both halves of a new model with the same embedding table."}
     )
@@ -90,8 +83,6 @@ class ModelArguments:
             raise ValueError(f"`trained_dtype` must be float32 or bfloat16, got {self.trained_dtype!r}.")
         if set(self.freeze) >= set(PARTS) and not self.lora:
             raise ValueError(f"`freeze` names every part, {sorted(self.freeze)}: nothing is left to train.")
-        if self.find_start and self.copy_start is None:
-            raise ValueError("`find_start` is laid in beside a copy, so it needs `copy_start`, tokens a latent.")
         new_model = (self.tokenizer_path, self.text_config, self.encoder_config)
         if self.model_name_or_path is None and None in new_model:
             raise ValueError(

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import nn
-from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..data.tasks import CONTINUE_PROMPT, FIND_PROMPT
 from ..modeling.configuration_c3 import C3Config
 from ..modeling.modeling_c3 import C3ForConditionalGeneration, C3Model
 from ..modeling.processing_c3 import C3Processor
@@ -24,11 +22,9 @@ from ..modeling.prompt_c3 import (
     CONTEXT_TOKEN,
     INLINE_CONTEXT_END_TOKEN,
     INLINE_CONTEXT_START_TOKEN,
-    RESTORE_PROMPT,
     STOP_TOKEN,
 )
 from .arguments import PARTS, ModelArguments
-from .copy_start import start_with_copying
 
 
 logger = logging.get_logger(__name__)
@@ -143,21 +139,7 @@ def new_model(arguments: ModelArguments) -> tuple[C3ForConditionalGeneration, C3
         # As many as a restored text and its prompt leave room for.
         max_new_tokens=min(4096, getattr(config.text_config, "max_position_embeddings", 8192) // 2),
     )
-    processor = C3Processor(tokenizer, num_latents=arguments.num_latents)
-    if arguments.copy_start is not None:
-        requests = (RESTORE_PROMPT, FIND_PROMPT, CONTINUE_PROMPT)
-        restore, find, other = (_prompt_ids(processor, request) for request in requests)
-        cue = next(place for place, ids in enumerate(zip(restore, find, other)) if len(set(ids)) == len(requests))
-        find_id = find[cue] if arguments.find_start else None
-        start_with_copying(model, restore, cue, end_of_turn, arguments.copy_start, find_id)
-        config.segment_length = arguments.copy_start * arguments.num_latents
-    return model, processor
-
-
-def _prompt_ids(processor: C3Processor, request: str) -> list[int]:
-    content = [{"type": "context", "text": "text"}, {"type": "text", "text": request}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], return_tensors=None)
-    return cast("BatchFeature", prompt)["input_ids"][0]
+    return model, C3Processor(tokenizer, num_latents=arguments.num_latents)
 
 
 def spread_attention_biases(half: nn.Module, spread: float) -> None:
