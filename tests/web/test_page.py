@@ -79,11 +79,10 @@ def test_what_comes_back_is_shown_step_by_step(page, pipe):
     assert "at least expected" in shown
 
 
-def test_a_higher_ratio_fails_and_a_text_that_came_back_is_not_repeated():
-    page = Page(C3Pipeline.from_pretrained(dtype="float32"), Limits())
+def test_a_text_that_came_back_is_not_repeated_and_one_that_did_not_is(page):
     text = " ".join(str(number) for number in range(100, 320))
-    kept, lost = last(page.run(text, 20)), last(page.run(text, 32))
-    assert len(kept[0].context) > len(lost[0].context)
+    trained = Page(C3Pipeline.from_pretrained(dtype="float32"), Limits())
+    kept, lost = last(trained.run(text, 2)), last(page.run(text, 20))
     assert kept[0].precision == 1
     assert re.search(r"segments came back identical, every character", kept[4])
     assert "310" not in Reader(kept[4]).text
