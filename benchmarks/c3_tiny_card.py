@@ -1,7 +1,7 @@
 """Writes the card and the attributions of c3-tiny from its measured results and its training files.
 
-`python -m benchmarks.c3_tiny_card --data-dir TEXTS --machine "one core of a CPU"` fills `README.md` and `ATTRIBUTION.md`
-of the packaged checkpoint.
+`python -m benchmarks.c3_tiny_card --data-dir TEXTS --machine "one core of a CPU"` fills `README.md` and
+`ATTRIBUTION.md` of the packaged checkpoint.
 """
 
 from __future__ import annotations
