@@ -1,8 +1,8 @@
 """Make the model that lies in the package from a training checkpoint.
 
-`python -m benchmarks.c3_tiny_package CHECKPOINT FOLDER` writes bfloat16 weights, configuration, processor and
-tokenizer, and leaves out the remote code: the package is the one copy of it. `save_pretrained` from the folder writes
-a complete Hub folder again.
+`python -m benchmarks.c3_tiny_package CHECKPOINT FOLDER` writes bfloat16 weights, a configuration that computes with
+them in float32, processor and tokenizer, and leaves out the remote code: the package is the one copy of it.
+`save_pretrained` from the folder writes a complete Hub folder again.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
             source = Path(staging) / name
             if source.suffix == ".json":
                 _drop_code_references(source)
+            if name == "config.json":
+                _compute_in_float32(source)
             source.chmod(0o644)
             os.replace(source, folder / name)
 
@@ -66,6 +68,14 @@ def _drop_code_references(path: Path) -> None:
     if "auto_map" in content:
         del content["auto_map"]
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _compute_in_float32(path: Path) -> None:
+    """Let the configuration say float32: most processors are several times slower in bfloat16, which only stores."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config["text_config"], config["encoder_config"]):
+        part["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
