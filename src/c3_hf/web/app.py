@@ -110,9 +110,8 @@ def _choose_sample(box: gr.Textbox, begins: bool) -> None:
 
 def _choose_ratio(pipe: C3Pipeline) -> gr.Slider:
     least, most, usual = ratio_range(pipe)
-    info = f"The model was made for {usual}. The more, the smaller, until it fails."
     label = "Tokens for each latent, at most"
-    return gr.Slider(least, most, usual, step=1, label=label, info=info, elem_id="c3-ratio")
+    return gr.Slider(least, most, usual, step=1, label=label, info=markup.ratios(usual, most), elem_id="c3-ratio")
 
 
 def _asking(pipe: C3Pipeline) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
@@ -121,6 +120,7 @@ def _asking(pipe: C3Pipeline) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
     question = gr.Textbox(label="Question", visible="ask" in prompts, elem_id="c3-question")
     start = gr.Textbox(
         label="Words of the text; the model goes on from them",
+        info=markup.BEGINNING,
         placeholder="The beginning of a sentence, as it stands in the text",
         visible="find" in prompts,
         elem_id="c3-start",
