@@ -73,9 +73,9 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
                 draw = gr.Button("Try this text at every ratio", variant="primary", elem_id="c3-forget")
                 tried = gr.HTML(elem_id="c3-tried")
                 with gr.Row():
-                    with gr.Column(min_width=340):
+                    with gr.Column(min_width=460):
                         here = gr.HTML(elem_id="c3-here")
-                    with gr.Column(min_width=340):
+                    with gr.Column(min_width=460):
                         recorded = gr.HTML(elem_id="c3-recorded")
         gr.HTML(markup.PRIVACY)
         shown = [study, status, *parts]
