@@ -246,6 +246,7 @@ def test_the_range_of_ratios_is_the_checkpoints(stride):
         with pytest.raises(ValueError, match=r"`ratio`|`segment_length`"):
             pipe.compress([TEXT], ratio=ratio)
     assert usual == (20 if stride is None else stride)
+    assert (", its most." in markup.ratios(usual, most)) == (stride is not None)
     assert ratios_to_try(pipe)[-1] == most
 
 
@@ -288,3 +289,6 @@ def test_samples_are_of_several_kinds_in_both_languages(repository):
     assert {"en", "zh"} <= {sample["lang"] for sample in samples}
     assert len({sample["name"] for sample in samples}) == len(samples)
     assert all(sample["credit"] and sample["source"] for sample in samples)
+    # What the box for the words offers stands in the sample that it names.
+    name, words = re.fullmatch(r"In the sample “(.*)”, for example: (.*)", markup.BEGINNING).groups()
+    assert words in next(sample["text"] for sample in samples if sample["name"] == name)

@@ -73,9 +73,9 @@ def create_app(pipe: C3Pipeline, text: str | None = None, limits: Limits | None 
                 draw = gr.Button("Try this text at every ratio", variant="primary", elem_id="c3-forget")
                 tried = gr.HTML(elem_id="c3-tried")
                 with gr.Row():
-                    with gr.Column(min_width=340):
+                    with gr.Column(min_width=460):
                         here = gr.HTML(elem_id="c3-here")
-                    with gr.Column(min_width=340):
+                    with gr.Column(min_width=460):
                         recorded = gr.HTML(elem_id="c3-recorded")
         gr.HTML(markup.PRIVACY)
         shown = [study, status, *parts]
@@ -110,9 +110,8 @@ def _choose_sample(box: gr.Textbox, begins: bool) -> None:
 
 def _choose_ratio(pipe: C3Pipeline) -> gr.Slider:
     least, most, usual = ratio_range(pipe)
-    info = f"The model was made for {usual}. The more, the smaller, until it fails."
     label = "Tokens for each latent, at most"
-    return gr.Slider(least, most, usual, step=1, label=label, info=info, elem_id="c3-ratio")
+    return gr.Slider(least, most, usual, step=1, label=label, info=markup.ratios(usual, most), elem_id="c3-ratio")
 
 
 def _asking(pipe: C3Pipeline) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
@@ -121,6 +120,7 @@ def _asking(pipe: C3Pipeline) -> tuple[gr.Textbox, gr.Textbox, gr.Button]:
     question = gr.Textbox(label="Question", visible="ask" in prompts, elem_id="c3-question")
     start = gr.Textbox(
         label="Words of the text; the model goes on from them",
+        info=markup.BEGINNING,
         placeholder="The beginning of a sentence, as it stands in the text",
         visible="find" in prompts,
         elem_id="c3-start",

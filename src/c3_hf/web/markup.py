@@ -56,6 +56,7 @@ FORGETTING = (
     "<p>The beginning of the text is put into one block of latents, at a higher and higher ratio, and restored. "
     "Tokens are those of the model's own vocabulary.</p>"
 )
+BEGINNING = "In the sample “Note”, for example: The access code of the depot at Trieste is"
 PRIVACY = (
     '<p class="c3-small">Your text stays in the memory of this page until you leave it, half an hour at most. An '
     "uploaded file is deleted when it has been read. Nothing is written down, and nothing is sent anywhere else.</p>"
@@ -75,6 +76,12 @@ def heading(pipe: C3Pipeline) -> str:
 def credit(words: str) -> str:
     """Where a sample is from."""
     return f'<p class="c3-small">{escape(words)}</p>'
+
+
+def ratios(usual: int, most: int) -> str:
+    """What there is to choose among tokens for each latent."""
+    more = ", its most." if usual == most else ". The more, the smaller, until it fails."
+    return f"The model was made for {usual}{more}"
 
 
 def abilities(prompts: dict[str, str]) -> str:
