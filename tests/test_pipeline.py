@@ -40,7 +40,10 @@ def test_text_and_back_in_four_lines(pipe, context):
 
 
 def test_what_it_is(pipe):
-    assert (pipe.name, pipe.dtype, C3Pipeline.from_pretrained().dtype) == ("c3-tiny", torch.float32, torch.bfloat16)
+    assert (pipe.name, pipe.dtype) == ("c3-tiny", torch.float32)
+    # Its weights are stored in bfloat16, its configuration says in which dtype to compute; so may whoever loads it.
+    assert C3Pipeline.from_pretrained().dtype == torch.float32
+    assert C3Pipeline.from_pretrained(dtype="bfloat16").dtype == torch.bfloat16
     mine = C3Pipeline(factories.make_model(), factories.make_processor(), name="mine")
     assert repr(mine) == "C3Pipeline(mine: 4 latents for up to 80 tokens, torch.float32, cpu)"
     size = sum(weights.numel() for weights in mine.model.parameters())

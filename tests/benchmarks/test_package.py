@@ -6,6 +6,7 @@ import json
 
 import torch
 from benchmarks.c3_tiny_package import PACKAGE_FILES, package_checkpoint
+from safetensors.torch import load_file
 
 from c3_hf import C3ForConditionalGeneration, C3Processor
 from factories import make_model, make_processor
@@ -22,8 +23,12 @@ def test_a_checkpoint_becomes_a_package_folder(tmp_path):
     assert {path.name for path in (tmp_path / "packed").iterdir()} == set(PACKAGE_FILES)
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
         assert "auto_map" not in json.loads((tmp_path / "packed" / name).read_text(encoding="utf-8"))
+    # Stored in bfloat16, computed in float32.
+    weights = load_file(tmp_path / "packed" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     model = C3ForConditionalGeneration.from_pretrained(tmp_path / "packed", dtype="auto")
-    assert model.dtype == torch.bfloat16
+    halves = [model, model.get_encoder(), model.get_decoder()]
+    assert {half.dtype for half in halves} == {half.config.dtype for half in halves} == {torch.float32}
     packed = C3Processor.from_pretrained(tmp_path / "packed")
     assert packed.chat_template == packed.tokenizer.chat_template == wanted
     assert packed.num_latents == trained.config.num_latents

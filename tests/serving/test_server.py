@@ -128,11 +128,14 @@ def test_several_contexts_documents_and_a_begun_reply(live, client, http, other,
         extra_body={"documents": [{"text": TEXT}, {"id": context_id, "title": "Horses"}]},
     )
     assert in_front.usage.prompt_tokens > both
-    begun = [
-        *ask({"type": "context", "text": TEXT}, REPEAT),
-        {"role": "assistant", "content": "The night train left"},
-    ]
-    assert create(model="c3-tiny", messages=begun).choices[0].message.content == " the harbour a little after nine."
+    # The last is begun up to its end: there is nothing to add, and the reply says that it has ended.
+    for begun, rest in (("The night train left", " the harbour a little after nine."), (TEXT, "")):
+        messages = [*ask({"type": "context", "text": TEXT}, REPEAT), {"role": "assistant", "content": begun}]
+        (choice,) = create(model="c3-tiny", messages=messages).choices
+        assert (choice.message.content, choice.finish_reason) == (rest, "stop")
+        streamed = [chunk.choices[0] for chunk in create(model="c3-tiny", messages=messages, stream=True)]
+        assert "".join(choice.delta.content or "" for choice in streamed) == rest
+        assert streamed[-1].finish_reason == "stop"
 
 
 def test_a_segment_of_a_longer_text(live, client, http, pipe):
