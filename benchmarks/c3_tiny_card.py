@@ -80,7 +80,7 @@ Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repo
 
 Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
-are trained from random weights, by the project's own trainer, for {minutes:.0f} minutes on {machine}.
+are trained from random weights, by the project's own trainer, for {minutes:.1f} minutes on {machine}.
 
 The recipe is `examples/recipes/c3_tiny.yaml`, the log of the run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of
 the training files `benchmarks/results/c3-tiny/data.json`.
@@ -94,17 +94,17 @@ texts that cannot be guessed.
 
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
 - Not a language model: it knows nothing of the world, and it was trained on the prompts {prompts} and no others.
-- Not for every script. It was trained on English and Chinese: Cyrillic, Arabic, Thai and emoji came back with 4 to 20 % of
-  their tokens wrong in single trials, which have no record.
-- Not lossless. Now and then it ends a text early, which loses all that follows: that is what the 20x columns show where
-  token accuracy is lower free running. A wrong word looks like a right one, and the more so the higher the ratio. `compress(verify=True)` says
-  which tokens would come back, `exact=True` stores what would not.
+- Not for every script. It was trained on English and Chinese; Cyrillic, Arabic, Thai and emoji come back with 4 to
+  20 % of their tokens wrong in single trials, which have no record.
+- Not lossless. Now and then it ends a text early and loses all that follows: that is what the 20x columns show where
+  token accuracy is lower free running. A wrong word looks like a right one, and the more so the higher the ratio.
+  `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not.
 """
 FOUND = """
 ## What it finds
 
-A question to c3-tiny is the beginning of a sentence, and the reply is to go on as the text does. It was trained on such
-questions beside restoring and has hardly learnt them:
+A question to c3-tiny is the beginning of a sentence, and the reply is to go on as the text does. It was trained on
+such questions beside restoring and has hardly learnt them:
 
 ```python
 messages = [
@@ -139,11 +139,11 @@ def results_table(rows: list[dict], cell: Callable[[dict], str]) -> str:
 
 
 def with_interval(name: str) -> Callable[[dict], str]:
-    """What shows a mean, 99.12 % [98.2, 99.7]."""
+    """What shows a mean, 99.12 % [98.20, 99.71]."""
 
     def show(row: dict) -> str:
         low, high = row["intervals"][name]
-        return f"{row[name]:.2%} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{row[name]:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
 
     return show
 
@@ -208,7 +208,8 @@ def second_training() -> str:
     rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
     return (
         "\nCharacter precision of a second training, with another seed (its weights are not shipped, its record is "
-        f"`benchmarks/results/{SECOND.name}`). At 8x and 16x most of its texts have some words behind their end:\n\n{results_table(rows, with_interval('char_precision'))}\n"
+        f"`benchmarks/results/{SECOND.name}`). At 8x and 16x many of its texts have some words behind their end:\n\n"
+        f"{results_table(rows, with_interval('char_precision'))}\n"
     )
 
 
