@@ -133,7 +133,7 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     folder = Path(model_path)
     c3_tiny_card.write_card(folder, "one core")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "for 3 minutes on one core" in card
+    assert "for 3.0 minutes on one core" in card
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
     assert "second training" not in card
