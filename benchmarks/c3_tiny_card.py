@@ -93,7 +93,8 @@ texts that cannot be guessed.
 ## What it is not
 
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
-- Not a language model: it knows nothing of the world, and it was trained on the prompts {prompts} and no others.
+- Not a language model: it knows nothing of the world, and prompts other than {prompts} get no
+  sensible reply.
 - Not for every script. It was trained on English and Chinese; Cyrillic, Arabic, Thai and emoji come back with 4 to
   20 % of their tokens wrong in single trials, which have no record.
 - Not lossless. Now and then it ends a text early and loses all that follows: that is what the 20x columns show where
