@@ -32,6 +32,9 @@ PACKAGE_FILES = (
     "tokenizer_config.json",
 )
 _LARGEST_SHARD = "1GB"
+_LICENSE = "apache-2.0"
+# A block holds 640 tokens: where no end comes, plain `generate()` stops not long behind that.
+_MAX_NEW_TOKENS = 1024
 
 
 def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
@@ -41,6 +44,8 @@ def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
         ValueError: if the checkpoint does not yield all of `PACKAGE_FILES`.
     """
     model = C3ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model.config.license = _LICENSE
+    model.generation_config.max_new_tokens = _MAX_NEW_TOKENS
     processor = C3Processor.from_pretrained(checkpoint)
     # A training may have begun under an older chat template than the package's present one.
     install_escapes(processor.tokenizer)
@@ -56,26 +61,21 @@ def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
         for name in PACKAGE_FILES:
             source = Path(staging) / name
             if source.suffix == ".json":
-                _drop_code_references(source)
-            if name == "config.json":
-                _compute_in_float32(source)
+                _settle(source)
             source.chmod(0o644)
             os.replace(source, folder / name)
 
 
-def _drop_code_references(path: Path) -> None:
+def _settle(path: Path) -> None:
+    """Drop references to code; a model's configuration says float32, which most processors compute faster."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    if "auto_map" in content:
-        del content["auto_map"]
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _compute_in_float32(path: Path) -> None:
-    """Let the configuration say float32: most processors are several times slower in bfloat16, which only stores."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for part in (config, config["text_config"], config["encoder_config"]):
-        part["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    settled = {name: value for name, value in content.items() if name != "auto_map"}
+    if "text_config" in settled:
+        settled["dtype"] = "float32"
+        for half in ("text_config", "encoder_config"):
+            settled[half] = {**settled[half], "dtype": "float32"}
+    if settled != content:
+        path.write_text(json.dumps(settled, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
