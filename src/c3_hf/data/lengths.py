@@ -53,10 +53,13 @@ class LengthSchedule:
             texts, so strides may grow before lengths do.
         low_stride_share: `(step, share)` pairs, interpolated likewise: share of the steps (0 to 1) whose latents stand
             for any number of tokens up to the most, evenly; in the others they stand for the most.
+        full_share: share (0 to 1) of the long steps that go to the ceiling itself, and of the samples of each step that
+            fill its length to the last token. Texts beyond a block are cut into full ones, whose end nothing but their
+            length tells: drawn evenly, lengths end there in under a hundredth of the samples.
 
     Raises:
-        ValueError: for a curve that is empty, out of order or below its least value, a share above 1, a non-positive
-            `multiple`, or strides without latents.
+        ValueError: for a curve that is empty, out of order or below its least value, a share outside 0 to 1, a
+            non-positive `multiple`, or strides without latents.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class LengthSchedule:
         num_latents: int | None = None,
         stride_ceiling: Sequence[tuple[int, int]] | None = None,
         low_stride_share: Sequence[tuple[int, float]] = ((0, 0.5),),
+        full_share: float = 0.0,
     ) -> None:
         for name, pairs, least in (("ceiling", ceiling, min_tokens), ("stride_ceiling", stride_ceiling, 1)):
             if pairs is None:
@@ -91,6 +95,8 @@ class LengthSchedule:
                 "`stride_ceiling` was given, but the latents of this model have no stride (`latent_stride`). Leave it "
                 "out."
             )
+        if not 0 <= full_share <= 1:
+            raise ValueError(f"`full_share` must lie between 0 and 1, got {full_share}.")
         if min_tokens < 1 or multiple < 1:
             raise ValueError(f"`min_tokens` and `multiple` must be positive, got {min_tokens} and {multiple}.")
         self.min_tokens = min_tokens
@@ -101,6 +107,7 @@ class LengthSchedule:
         self.num_latents = num_latents
         self.stride_ceiling = stride_ceiling
         self.low_stride_share = low_stride_share
+        self.full_share = full_share
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
@@ -120,6 +127,9 @@ class LengthSchedule:
             ceiling = max(self.min_tokens, min(ceiling, self.stride_at(step) * self.num_latents))
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
+            # Drawn after everything else: without full lengths a run draws what it drew before there were any.
+            if rng.random() < self.full_share:
+                length = ceiling
         else:
             length = math.exp(rng.uniform(math.log(self.min_tokens), math.log(ceiling)))
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
@@ -142,7 +152,9 @@ class LengthSchedule:
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
-        return int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))
+        length = int(rng.integers(max(self.min_tokens, padded_length - self.multiple + 1), padded_length + 1))
+        # A share of 0 draws nothing, so that the texts are those of a run from before there were full lengths.
+        return padded_length if self.full_share and rng.random() < self.full_share else length
 
 
 def _interpolate(pairs: Sequence[tuple[int, float]], step: int) -> float:

@@ -134,6 +134,9 @@ class DataArguments:
     curriculum_max_tokens: int = field(default=256, metadata={"help": "Where the raising of the ceiling ends."})
     length_multiple: int = field(default=16, metadata={"help": "Contexts are padded to multiples of this."})
     long_share: float = field(default=0.4, metadata={"help": "Share of steps with contexts near the ceiling."})
+    full_share: float = field(
+        default=0.0, metadata={"help": "Share of these that go to the ceiling, and of samples of exactly a step's length."}
+    )
     max_context_tokens: int = field(
         default=8192, metadata={"help": "Longer contexts of given messages are over-long."}
     )
@@ -159,7 +162,7 @@ class DataArguments:
     eval_free_running_items: int = field(default=8, metadata={"help": "Texts a file and ratio, generated freely."})
 
     def __post_init__(self) -> None:
-        for name in ("token_noise", "long_share"):
+        for name in ("token_noise", "long_share", "full_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
         if self.streaming and self.batch_tokens is not None:

@@ -87,6 +87,7 @@ def plan_lengths(
         num_latents=num_latents,
         stride_ceiling=data_args.stride_ceiling,
         low_stride_share=data_args.low_stride_share,
+        full_share=data_args.full_share,
     )
     batches = LengthGroupedBatches(
         schedule,
