@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from tqdm import tqdm
 from transformers.utils import logging
 
 import c3_hf
@@ -27,7 +28,7 @@ from c3_hf.conversion.released import (
     read_vocabulary,
 )
 from c3_hf.conversion.verification import make_samples, verify_forward, verify_tensors
-from c3_hf.files import atomic_folder, write_json
+from c3_hf.files import atomic_folder, file_sha256, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.processing_c3 import C3Processor
 
@@ -129,6 +130,7 @@ def _make_record(
         {"tensor": tensor.path.relative_to(checkpoint.folder).as_posix() + ":" + tensor.name, "reason": reason}
         for tensor, reason in plan.dropped
     ]
+    hashed = tqdm(files, desc="hashing files", unit="file", disable=None)
     for drop in dropped:
         logger.info(f"left out {drop['tensor']}: {drop['reason']}")
     return {
@@ -136,7 +138,7 @@ def _make_record(
         "revision": checkpoint.revision,
         "has_processor": has_processor,
         "cast_to": dtype_name(dtype),
-        "source_files": weights.hash_files(files, checkpoint.folder),
+        "source_files": {path.relative_to(checkpoint.folder).as_posix(): file_sha256(path) for path in hashed},
         "tensors": {
             target: {
                 "source": source.path.relative_to(checkpoint.folder).as_posix() + ":" + source.name,
