@@ -63,8 +63,7 @@ def convert(
         max_shard_size: largest weight file, in bytes or as "5GB".
         base_models: Hub ids for the model card's `base_model`; the source itself if it is a Hub id.
         verify: also reload the output and compare it with the source, tensor by tensor and by a forward pass.
-        hub: how a Hub repository is fetched: `revision`, `token`, `cache_dir`, `local_files_only`, see
-            [`fetch_folder`].
+        hub: how a Hub repository is fetched, see [`fetch_folder`].
 
     Returns:
         The record that is stored as `conversion.json`: source, revision, hashes, dropped tensors, versions and, if
@@ -111,7 +110,7 @@ def _write_companions(folder: Path, config: C3Config, vocabulary: Vocabulary) ->
         C3Processor(tokenizer=vocabulary.tokenizer, num_latents=config.num_latents).save_pretrained(folder)
         auto_map |= repository.PROCESSOR_AUTO_MAP
     repository.copy_code(folder)
-    generation_config(config, vocabulary.end_of_text_id).save_pretrained(folder)
+    generation_config(config, config.text_config.bos_token_id, vocabulary.end_of_text_id).save_pretrained(folder)
     text = config_json(config, repository.MODEL_CLASS, auto_map)
     (folder / PENDING_CONFIG).write_text(text, encoding="utf-8")
 

@@ -234,7 +234,6 @@ def scan_weights(sources: dict[str, StoredTensor], dtype: torch.dtype | None = N
     """Read every value once: find what is not finite, and hash the rest.
 
     Args:
-        sources: target name to stored tensor.
         dtype: the type the tensors will be cast to; None keeps each one's own.
 
     Returns:
