@@ -68,8 +68,6 @@ def fox(prediction: str, reference: str, meteor: bool = False) -> dict[str, floa
     Sets forget order and number: shuffled text has `fox_precision` 1.
 
     Args:
-        prediction: Model output.
-        reference: Ground truth.
         meteor: Compute METEOR too, which needs nltk's WordNet corpus.
 
     Returns:
