@@ -135,7 +135,8 @@ class DataArguments:
     length_multiple: int = field(default=16, metadata={"help": "Contexts are padded to multiples of this."})
     long_share: float = field(default=0.4, metadata={"help": "Share of steps with contexts near the ceiling."})
     full_share: float = field(
-        default=0.0, metadata={"help": "Share of these that go to the ceiling, and of samples of exactly a step's length."}
+        default=0.0,
+        metadata={"help": "Share of these that go to the ceiling, and of samples of exactly a step's length."},
     )
     max_context_tokens: int = field(
         default=8192, metadata={"help": "Longer contexts of given messages are over-long."}
@@ -219,10 +220,9 @@ class C3TrainingArguments(TrainingArguments):
                 f"`decoder_lr_ratio` must be positive, got {self.decoder_lr_ratio}. To keep the decoder as it is, "
                 "put it into `freeze`."
             )
-        if self.distillation_weight < 0:
-            raise ValueError(f"`distillation_weight` must not be negative, got {self.distillation_weight}.")
-        if self.readout_weight < 0:
-            raise ValueError(f"`readout_weight` must not be negative, got {self.readout_weight}.")
+        for name in ("distillation_weight", "readout_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.readout_candidates is not None and self.readout_candidates < 1:
             raise ValueError(
                 f"`readout_candidates` must be positive, got {self.readout_candidates}. Leave it out for the whole "
@@ -265,7 +265,7 @@ def parse_recipe(
         raise ValueError(f"`recipe` {str(recipe)!r} has unknown fields: {unknown}. See docs/training.md for the list.")
     # YAML 1.1 reads "1e-3" as a string.
     values = {
-        name: float(value) if isinstance(value, str) and _is_float(fields[name].default) else value
+        name: float(value) if isinstance(value, str) and isinstance(fields[name].default, float) else value
         for name, value in values.items()
     }
     return HfArgumentParser(classes).parse_dict(values)
@@ -287,7 +287,3 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     if len(names) != len(texts) or any(not name.startswith("--") for name in names):
         raise ValueError(f"Overrides must come as `--name value` pairs, got {list(overrides)}.")
     return {name[2:].replace("-", "_"): yaml.safe_load(text) for name, text in zip(names, texts)}
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float)
