@@ -36,8 +36,6 @@ def best_segments(question: str, texts: Sequence[str], most: int) -> list[int]:
     it, and likewise each pair of neighbouring words; among equals the earlier segment is taken.
 
     Args:
-        question: What is asked.
-        texts: The segments' texts.
         most: How many to choose, at least 1.
 
     Returns:
@@ -109,7 +107,6 @@ def ask(
         text: The text of the only context, to choose segments by; else it is restored.
         max_new_tokens: Most tokens of the reply.
         batch_size: Segments restored in one batch.
-        progress: Whether to show a progress bar on a terminal.
         streamer: Is given the reply as it comes; one to `start` before it is compared with the text.
 
     Returns:

@@ -208,8 +208,6 @@ def build_residual(
     """What the latents of `segment` do not bring back, in the fewest bytes known.
 
     Args:
-        restorer: The model and its restoring prompt.
-        segment: The segment.
         margins: `(num_tokens + 1,)` float32, see [`measure_margins`].
         threshold: A token with a smaller margin is corrected, right or wrong.
         counts: Updated.
@@ -242,7 +240,6 @@ def restore_bytes(
     """Generate segments with their corrections forced, and edit the result.
 
     Args:
-        restorer: The model and its restoring prompt.
         latents, strides: What [`Restorer.generate`] takes.
         residuals: One for each row, none of them stored.
         lengths: Tokens of each row.
@@ -267,9 +264,7 @@ def keep_what_restores(
     """Restore a batch of segments in earnest and replace each residual that fails by the stored bytes.
 
     Args:
-        restorer: The model and its restoring prompt.
         latents, strides: What [`Restorer.generate`] takes.
-        segments: The segments of the batch.
         residuals: Their residuals; changed in place.
         counts: Updated.
     """

@@ -424,9 +424,6 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
 class Journal:
     """An open journal.
 
-    Args:
-        path: The journal's own path.
-
     Attributes:
         header: What the file shall say of itself; `None` before [`go_on`] where there was no journal to go on with.
         num_records: Groups of segments that are safely written.
