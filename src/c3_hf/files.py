@@ -323,19 +323,13 @@ def append_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) 
 
 
 def _drop_torn_line(file: IO[bytes]) -> None:
-    end = file.seek(0, os.SEEK_END)
-    kept = end
-    while kept > 0:
+    kept, found = file.seek(0, os.SEEK_END), -1
+    while kept > 0 and found < 0:
         start = max(0, kept - (1 << 16))
         file.seek(start)
-        block = file.read(kept - start)
-        if b"\n" in block:
-            kept = start + block.rindex(b"\n") + 1
-            break
-        kept = start
-    if kept < end:
-        file.truncate(kept)
-    file.seek(0, os.SEEK_END)
+        found = file.read(kept - start).rfind(b"\n")
+        kept = start + found + 1
+    file.truncate(kept)
 
 
 def file_sha256(path: str | os.PathLike) -> str:
