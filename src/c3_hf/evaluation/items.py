@@ -198,6 +198,13 @@ class DataLine:
         }
 
 
+def question_of(line: DataLine, contexts: tuple[str, ...], **labels: str) -> QuestionItem:
+    """The `question` of a record, with its `answers`, over `contexts`; see [`DataLine.labels`] for `labels`."""
+    return QuestionItem(
+        **line.labels(**labels), contexts=contexts, question=line.text("question"), answers=line.texts("answers")
+    )
+
+
 def read_lines(data: Path, name: str) -> list[DataLine]:
     """Records of the one file `name` in the folder `data` or below."""
     return lines_of(find_file(data, name))
