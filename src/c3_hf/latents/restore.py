@@ -138,32 +138,24 @@ def _restored(
     contexts: Sequence[CompressedContext], restorer: Restorer, batch_size: int, max_new_tokens: int | None
 ) -> Iterator[bytes]:
     """The bytes of each segment of each context."""
+    places = [(context, index) for context in contexts for index in range(len(context))]
     size = _GROUP_BATCHES * batch_size
-    group: list[CompressedContext] = []
-    for context in contexts:
-        start = 0
-        while start < len(context):
-            part = context[start : start + size - sum(map(len, group))]
-            start += len(part)
-            group.append(part)
-            if sum(map(len, group)) == size:
-                yield from _restore_group(group, restorer, batch_size, max_new_tokens)
-                group = []
-    if group:
+    for start in range(0, len(places), size):
+        group = [context[index] for context, index in places[start : start + size]]
         yield from _restore_group(group, restorer, batch_size, max_new_tokens)
 
 
 @torch.no_grad()
 def _restore_group(
-    parts: Sequence[CompressedContext], restorer: Restorer, batch_size: int, max_new_tokens: int | None
+    segments: Sequence[CompressedContext], restorer: Restorer, batch_size: int, max_new_tokens: int | None
 ) -> list[bytes]:
     model, processor = restorer.model, restorer.processor
-    residuals: list[Residual | None] = [residual for part in parts for residual in _residuals(part, model)]
-    lengths = [length for part in parts for length in part.token_offsets.diff().tolist()]
+    residuals = [_residual(segment, model) for segment in segments]
+    lengths = [segment.num_tokens for segment in segments]
     strides = None
     if model.config.latent_stride is not None:
-        strides = torch.cat([part.context_strides(model) for part in parts], dim=1)[0]
-    latents = torch.cat([part.project(model) for part in parts])
+        strides = torch.cat([segment.context_strides(model) for segment in segments], dim=1)[0]
+    latents = torch.cat([segment.project(model) for segment in segments])
     restored = [b"" if residual is None else residual.stored or b"" for residual in residuals]
     plain = [row for row, residual in enumerate(residuals) if residual is None]
     corrected = [row for row, residual in enumerate(residuals) if residual is not None and residual.stored is None]
@@ -186,22 +178,17 @@ def _restore_group(
     return restored
 
 
-def _residuals(context: CompressedContext, model: PreTrainedModel) -> list[Residual | None]:
-    """Corrections of each segment; `None` for those of a context that is not byte-exact."""
-    if not context.is_exact:
-        return [None] * len(context)
-    size = model.config.text_config.vocab_size
-    residuals: list[Residual | None] = []
-    for index in range(len(context)):
-        residual = context.segment_residual(index)
-        largest = max((token_id for _, token_id in residual.corrections), default=0)
-        if largest >= size:
-            raise ValueError(
-                f"the `residual` of {context.place(index)} is damaged: it has the token id {largest}, the model has "
-                f"{size}."
-            )
-        residuals.append(residual)
-    return residuals
+def _residual(segment: CompressedContext, model: PreTrainedModel) -> Residual | None:
+    """Corrections of a segment; `None` if its context is not byte-exact."""
+    if not segment.is_exact:
+        return None
+    residual, size = segment.segment_residual(0), model.config.text_config.vocab_size
+    largest = max((token_id for _, token_id in residual.corrections), default=0)
+    if largest >= size:
+        raise ValueError(
+            f"the `residual` of {segment.place(0)} is damaged: it has the token id {largest}, the model has {size}."
+        )
+    return residual
 
 
 def _not_exact(context: CompressedContext, index: int, model: PreTrainedModel) -> str:
