@@ -99,7 +99,9 @@ class DataArguments:
     train_files: list[Any] = option(list, "JSONL files, as paths or {path, weight}, relative to data_dir.")
     data_dir: str | None = option(None, "Folder that train_files lie in.")
     streaming: bool = option(False, "Stream the files instead of indexing them first.")
-    tasks: dict[str, float] = option(lambda: {"restore": 1.0}, "Weights of restore, continue, find, answer.")
+    tasks: dict[str, float] = option(
+        lambda: {"restore": 1.0}, "Weights of restore, continue, find, answer, answer_segments."
+    )
     text_kinds: dict[str, float] = option(lambda: {"plain": 1.0}, "Weights of the kinds of text to restore.")
     min_context_tokens: int = option(8, "Shortest context made from plain text, in tokens.")
     context_ceiling: list[Any] = option(
@@ -118,9 +120,7 @@ class DataArguments:
     curriculum_max_tokens: int = option(256, "Where the raising of the ceiling ends.")
     length_multiple: int = option(16, "Contexts are padded to multiples of this.")
     long_share: float = option(0.4, "Share of steps with contexts near the ceiling.")
-    full_share: float = option(
-        0.0, "Share of these that go to the ceiling, and of samples of exactly a step's length."
-    )
+    full_share: float = option(0.0, "Share of these at the ceiling itself, and of samples as long as their step.")
     max_context_tokens: int = option(8192, "Longer contexts of given messages are over-long.")
     max_prompt_tokens: int = option(8192, "Longer prompts, answers and latents included, are over-long.")
     batch_tokens: int | None = option(None, "Size micro-batches by tokens instead of per_device_train_batch_size.")
