@@ -504,10 +504,6 @@ class Journal:
                     raise ValueError(f"`path`: {self.path} changed while it was read.")
                 yield _parse_piece(payload, str(self.path))
 
-    def remove(self) -> None:
-        """Delete the journal; its content is in the finished file."""
-        self.path.unlink(missing_ok=True)
-
     def _append(self, payload: bytes) -> None:
         with self.path.open("r+b") as file:
             file.truncate(self._end)

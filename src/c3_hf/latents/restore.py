@@ -106,32 +106,26 @@ def iter_restored(
                 f"{context.place(int(lengths.argmax()))} is damaged: `token_offsets` give it {int(lengths.max()):,} "
                 f"tokens, the decoder has positions for fewer than {restorer.room:,}."
             )
-    return _iter_restored(contexts, restorer, batch_size, max_new_tokens, progress)
-
-
-def _iter_restored(
-    contexts: Sequence[CompressedContext],
-    restorer: Restorer,
-    batch_size: int,
-    max_new_tokens: int | None,
-    progress: bool,
-) -> Iterator[tuple[bytes, bool]]:
     sizes, promised = list(map(len, contexts)), [context.is_exact for context in contexts]
     restored = _restored(contexts, restorer, batch_size, max_new_tokens)
-    with tqdm(total=sum(sizes), unit="segment", disable=None if progress else True) as bar:
-        for context, size, must_be_exact in zip(contexts, sizes, promised):
-            whole, all_exact = hashlib.sha256(), True
-            for index in range(size):
-                data = next(restored)
-                is_exact = hashlib.sha256(data).digest() == bytes(context.digests[index].tolist())
-                if must_be_exact and not is_exact:
-                    raise ValueError(_not_exact(context, index, restorer.model))
-                all_exact &= is_exact
-                whole.update(data)
-                bar.update()
-                yield data, is_exact
-            if all_exact and context.header.text_sha256 not in (None, whole.hexdigest()):
-                raise context.missing_text(whole.hexdigest())
+
+    def pieces() -> Iterator[tuple[bytes, bool]]:
+        with tqdm(total=sum(sizes), unit="segment", disable=None if progress else True) as bar:
+            for context, size, must_be_exact in zip(contexts, sizes, promised):
+                whole, all_exact = hashlib.sha256(), True
+                for index in range(size):
+                    data = next(restored)
+                    is_exact = hashlib.sha256(data).digest() == bytes(context.digests[index].tolist())
+                    if must_be_exact and not is_exact:
+                        raise ValueError(_not_exact(context, index, restorer.model))
+                    all_exact &= is_exact
+                    whole.update(data)
+                    bar.update()
+                    yield data, is_exact
+                if all_exact and context.header.text_sha256 not in (None, whole.hexdigest()):
+                    raise context.missing_text(whole.hexdigest())
+
+    return pieces()
 
 
 def _restored(
