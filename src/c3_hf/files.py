@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, locks on them, their digests, and JSON Lines.
+"""Files and folders that are there whole or not at all, locks on them, digests, JSON Lines, headers of safetensors.
 
 The standard library alone, so that a command can look at files before it loads anything else.
 """
@@ -11,12 +11,14 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -321,19 +323,13 @@ def append_jsonl(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) 
 
 
 def _drop_torn_line(file: IO[bytes]) -> None:
-    end = file.seek(0, os.SEEK_END)
-    kept = end
-    while kept > 0:
+    kept, found = file.seek(0, os.SEEK_END), -1
+    while kept > 0 and found < 0:
         start = max(0, kept - (1 << 16))
         file.seek(start)
-        block = file.read(kept - start)
-        if b"\n" in block:
-            kept = start + block.rindex(b"\n") + 1
-            break
-        kept = start
-    if kept < end:
-        file.truncate(kept)
-    file.seek(0, os.SEEK_END)
+        found = file.read(kept - start).rfind(b"\n")
+        kept = start + found + 1
+    file.truncate(kept)
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -343,6 +339,24 @@ def file_sha256(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def safetensors_header(metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Sequence[int]]]) -> bytes:
+    """What a safetensors file begins with: its tensors follow in this order, without gaps.
+
+    Args:
+        metadata: What the file says of itself.
+        tensors: For each its dtype, as safetensors calls it ("BF16", "BOOL"), and its shape.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (kind, shape) in tensors.items():
+        # The names end with the number of bits; a BOOL takes a byte.
+        start, end = end, end + int(kind.lstrip("BFIOLU") or 8) // 8 * math.prod(shape)
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _parse(data: bytes, where: str) -> Any:

@@ -136,8 +136,6 @@ def mark_differences(original: str, restored: str, colour: bool) -> str:
     """The restored text with its differences marked.
 
     Args:
-        original: The text that was compressed.
-        restored: What came back.
         colour: With it, wrong characters are red and missing ones yellow (ANSI escapes); without it, they stand in
             `{+wrong+}` and `[-missing-]`.
 

@@ -15,8 +15,6 @@ def add_dtype_argument(parser: argparse.ArgumentParser, default: str | None, wor
     """Add `--dtype`, which in every command is the model's: that of its weights, and what it computes in.
 
     Args:
-        parser: Where to add it.
-        default: What it is by default.
         words: What the command does with it.
         others: Further choices.
     """

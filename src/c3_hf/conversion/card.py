@@ -127,9 +127,6 @@ def write_converted_card(folder: Path, name: str, config: C3Config, record: dict
     """Write `README.md`.
 
     Args:
-        folder: the new repository.
-        name: its name.
-        config: its configuration, with licence and base models.
         record: the conversion record (see `convert_c3_to_hf.convert`).
     """
     origin = _ORIGIN.format(

@@ -61,7 +61,6 @@ def read_released_config(
     """Build the configuration of the converted model.
 
     Args:
-        checkpoint: the checkpoint in the released layout.
         vocabulary: its tokenizer's stop ids and in-line markers.
         dtype: the type the weights are cast to; None for the type the main configuration names.
         tie_word_embeddings: whether the head is the embedding table; None for what the main configuration says.
@@ -179,15 +178,15 @@ def both_rope_keys(fields: dict) -> dict:
     return fields
 
 
-def generation_config(config: C3Config, end_of_text_id: int) -> GenerationConfig:
-    """The generation defaults of the original's chat(): greedy, both stop ids, at most 4096 new tokens.
+def generation_config(config: C3Config, bos_token_id: int | None, pad_token_id: int) -> GenerationConfig:
+    """The generation defaults of the original's chat(): greedy, all stop ids, at most 4096 new tokens.
 
     Its ban on repeated 20-grams is left out: it makes text with a legitimately repeated span impossible to restore.
     """
     return GenerationConfig(
-        bos_token_id=config.text_config.bos_token_id,
+        bos_token_id=bos_token_id,
         eos_token_id=config.text_config.eos_token_id,
-        pad_token_id=end_of_text_id,
+        pad_token_id=pad_token_id,
         do_sample=False,
         max_new_tokens=MAX_NEW_TOKENS,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from tqdm import tqdm
 from transformers.utils import logging
 
 import c3_hf
@@ -27,7 +28,7 @@ from c3_hf.conversion.released import (
     read_vocabulary,
 )
 from c3_hf.conversion.verification import make_samples, verify_forward, verify_tensors
-from c3_hf.files import atomic_folder, write_json
+from c3_hf.files import atomic_folder, file_sha256, write_json
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.processing_c3 import C3Processor
 
@@ -62,8 +63,7 @@ def convert(
         max_shard_size: largest weight file, in bytes or as "5GB".
         base_models: Hub ids for the model card's `base_model`; the source itself if it is a Hub id.
         verify: also reload the output and compare it with the source, tensor by tensor and by a forward pass.
-        hub: how a Hub repository is fetched: `revision`, `token`, `cache_dir`, `local_files_only`, see
-            [`fetch_folder`].
+        hub: how a Hub repository is fetched, see [`fetch_folder`].
 
     Returns:
         The record that is stored as `conversion.json`: source, revision, hashes, dropped tensors, versions and, if
@@ -110,7 +110,7 @@ def _write_companions(folder: Path, config: C3Config, vocabulary: Vocabulary) ->
         C3Processor(tokenizer=vocabulary.tokenizer, num_latents=config.num_latents).save_pretrained(folder)
         auto_map |= repository.PROCESSOR_AUTO_MAP
     repository.copy_code(folder)
-    generation_config(config, vocabulary.end_of_text_id).save_pretrained(folder)
+    generation_config(config, config.text_config.bos_token_id, vocabulary.end_of_text_id).save_pretrained(folder)
     text = config_json(config, repository.MODEL_CLASS, auto_map)
     (folder / PENDING_CONFIG).write_text(text, encoding="utf-8")
 
@@ -129,6 +129,7 @@ def _make_record(
         {"tensor": tensor.path.relative_to(checkpoint.folder).as_posix() + ":" + tensor.name, "reason": reason}
         for tensor, reason in plan.dropped
     ]
+    hashed = tqdm(files, desc="hashing files", unit="file", disable=None)
     for drop in dropped:
         logger.info(f"left out {drop['tensor']}: {drop['reason']}")
     return {
@@ -136,7 +137,7 @@ def _make_record(
         "revision": checkpoint.revision,
         "has_processor": has_processor,
         "cast_to": dtype_name(dtype),
-        "source_files": weights.hash_files(files, checkpoint.folder),
+        "source_files": {path.relative_to(checkpoint.folder).as_posix(): file_sha256(path) for path in hashed},
         "tensors": {
             target: {
                 "source": source.path.relative_to(checkpoint.folder).as_posix() + ":" + source.name,

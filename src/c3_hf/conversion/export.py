@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from c3_hf.conversion import plan, weights
@@ -68,8 +68,7 @@ def export(
             stock causal language model. The encoder has no head of its own; its folder has the head tied to the
             embeddings, as the original's encoder has.
         max_shard_size: largest weight file, in bytes or as "5GB".
-        hub: how a Hub repository is fetched: `revision`, `token`, `cache_dir`, `local_files_only`, see
-            [`fetch_folder`].
+        hub: how a Hub repository is fetched, see [`fetch_folder`].
 
     Returns:
         Paths of the weight files, below `output`.
@@ -154,7 +153,8 @@ def _export_half(
     if layout == "encoder":
         # A copy: the head is written as tied, which the encoder inside the C3 model need not be.
         half_config = type(half_config).from_dict({**half_config.to_dict(), "tie_word_embeddings": True})
-    stock = _stock_model(half_config)
+    with torch.device("meta"):
+        stock = AutoModelForCausalLM.from_config(half_config)
     prefix = f"{find_body(stock)[0]}."
     sources = {prefix + name.removeprefix(ours): t for name, t in tensors.items() if name.startswith(ours)}
     if layout == "decoder" and HEAD in tensors:
@@ -181,11 +181,6 @@ def _export_half(
         own = source / ENCODER_TOKENIZER_FOLDER
         _copy_tokenizer(own if own.is_dir() else source, folder)
     return files
-
-
-def _stock_model(half_config: PretrainedConfig) -> torch.nn.Module:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(half_config)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3_hf.conversion.chat_templates import keep_own_template
+from c3_hf.conversion.configs import generation_config
 from c3_hf.conversion.halves import as_plain_fast, find_body, load_half, load_tokenizer
 from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
@@ -39,7 +40,6 @@ from c3_hf.modeling.prompt_c3 import (
 
 
 NOISE_OF_NEW_ROWS = 0.01
-MAX_NEW_TOKENS = 4096
 MARKERS = (TURN_TOKEN, STOP_TOKEN, CONTEXT_START_TOKEN, CONTEXT_END_TOKEN, CONTEXT_TOKEN)
 INLINE_MARKERS = (INLINE_CONTEXT_START_TOKEN, INLINE_CONTEXT_END_TOKEN)
 
@@ -66,8 +66,6 @@ class NewModel:
     """A model ready to train, and what was decided on the way.
 
     Attributes:
-        model: the model.
-        processor: its processor.
         shared_vocabulary: whether both halves read the same tokenizer.
     """
 
@@ -127,7 +125,7 @@ def from_encoder_decoder_pretrained(
     model = _join(encoder_lm, decoder_lm, config)
     fill_queries(model, 0, generator)
     fill_projector(model, generator)
-    _set_generation_defaults(model, tokenizer)
+    model.generation_config = generation_config(config, tokenizer.bos_token_id, tokenizer.pad_token_id)
     processor = C3Processor(
         tokenizer, num_latents=num_latents, encoder_tokenizer=None if shared else encoder_tokenizer
     )
@@ -250,15 +248,6 @@ def _join(encoder_lm: PreTrainedModel, decoder_lm: PreTrainedModel, config: C3Co
     return model.eval()
 
 
-def _set_generation_defaults(model: C3ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    settings = model.generation_config
-    settings.eos_token_id = list(model.config.text_config.eos_token_id)
-    settings.pad_token_id = tokenizer.pad_token_id
-    settings.bos_token_id = tokenizer.bos_token_id
-    settings.do_sample = False
-    settings.max_new_tokens = MAX_NEW_TOKENS
-
-
 def tokenizers_agree(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers give the same ids for ordinary text, so that both halves can read one vocabulary."""
     first_ids, second_ids = (
@@ -301,10 +290,8 @@ def resize_latents(
     computes something else afterwards and needs training: the decoder has never seen that number of latents.
 
     Args:
-        model: the model.
         num_latents: the new number, at least 1.
         reinitialise: draw all queries anew.
-        seed: seed of the new queries.
 
     Returns:
         What was done with the queries, in words.

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -22,51 +21,33 @@ from c3_hf.modeling.configuration_c3 import C3Config
 from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 
 
-class Rename(NamedTuple):
-    """Tensors whose name matches `source` are stored as `target`."""
-
-    source: str
-    target: str
-
-
-class Drop(NamedTuple):
-    """Tensors whose name matches `source` are left out."""
-
-    source: str
-    reason: str
-
-
 # The main folder of the release: decoder, latent queries, projector.
-MAIN_RENAMES = (
-    Rename(r"model\.Q\.weight", r"model.latent_queries.weight"),
-    Rename(r"model\.mm_projector\.(weight|bias)", r"model.projector.\1"),
-    Rename(r"model\.((?:embed_tokens|layers|norm)\..+)", r"model.language_model.\1"),
-    Rename(r"(lm_head\.weight)", r"\1"),
+MAIN_RENAMES = {
+    r"model\.Q\.weight": r"model.latent_queries.weight",
+    r"model\.mm_projector\.(weight|bias)": r"model.projector.\1",
+    r"model\.((?:embed_tokens|layers|norm)\..+)": r"model.language_model.\1",
+    r"(lm_head\.weight)": r"\1",
     # Descendants that save the whole model in one folder, as a plain save_pretrained of the original's class does.
-    Rename(r"model\.llm1\.model\.((?:embed_tokens|layers|norm)\..+)", r"model.encoder.\1"),
-)
+    r"model\.llm1\.model\.((?:embed_tokens|layers|norm)\..+)": r"model.encoder.\1",
+}
 # The subfolder llm1: the encoder as a causal language model.
-ENCODER_RENAMES = (Rename(r"model\.((?:embed_tokens|layers|norm)\..+)", r"model.encoder.\1"),)
+ENCODER_RENAMES = {r"model\.((?:embed_tokens|layers|norm)\..+)": r"model.encoder.\1"}
 
-MAIN_DROPS = (
-    Drop(r"model\.llm1\.lm_head\.weight", "the encoder's head is never used: only its hidden states are read"),
-    Drop(r".*\.rotary_emb\.inv_freq", "rotary frequencies are computed from the configuration"),
-)
-ENCODER_DROPS = (
-    Drop(r"lm_head\.weight", "the encoder's head is never used: only its hidden states are read"),
-    Drop(r".*\.rotary_emb\.inv_freq", "rotary frequencies are computed from the configuration"),
-)
+_ROTARY_DROP = {r".*\.rotary_emb\.inv_freq": "rotary frequencies are computed from the configuration"}
+_UNUSED_HEAD = "the encoder's head is never used: only its hidden states are read"
+MAIN_DROPS = {r"model\.llm1\.lm_head\.weight": _UNUSED_HEAD, **_ROTARY_DROP}
+ENCODER_DROPS = {r"lm_head\.weight": _UNUSED_HEAD, **_ROTARY_DROP}
 TIED_HEAD = "tie_word_embeddings is true: the head is the embedding table"
 EQUAL_HEAD = "equal to the embedding table, byte for byte: the head is tied"
 
 # Ours back to the original's two folders.
-ORIGINAL_MAIN_RENAMES = (
-    Rename(r"model\.latent_queries\.weight", r"model.Q.weight"),
-    Rename(r"model\.projector\.(weight|bias)", r"model.mm_projector.\1"),
-    Rename(r"model\.language_model\.(.+)", r"model.\1"),
-    Rename(r"(lm_head\.weight)", r"\1"),
-)
-ORIGINAL_ENCODER_RENAMES = (Rename(r"model\.encoder\.(.+)", r"model.\1"),)
+ORIGINAL_MAIN_RENAMES = {
+    r"model\.latent_queries\.weight": r"model.Q.weight",
+    r"model\.projector\.(weight|bias)": r"model.mm_projector.\1",
+    r"model\.language_model\.(.+)": r"model.\1",
+    r"(lm_head\.weight)": r"\1",
+}
+ORIGINAL_ENCODER_RENAMES = {r"model\.encoder\.(.+)": r"model.\1"}
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.language_model.embed_tokens.weight"
@@ -92,9 +73,6 @@ class WeightPlan:
 @contextmanager
 def naming(what: str | Path) -> Iterator[None]:
     """Say of which file it is that transformers cannot build something.
-
-    Args:
-        what: the file or files, as the message is to name them.
 
     Raises:
         ValueError: in place of what transformers and huggingface_hub raise on entries that they do not expect.
@@ -155,9 +133,6 @@ def plan_conversion(
     """Plan the conversion of a checkpoint in the released layout.
 
     Args:
-        config: the configuration of the converted model.
-        main_tensors: tensors of the main folder.
-        encoder_tensors: tensors of the folder `llm1`.
         where: the files the configuration was made of, for messages.
 
     Returns:
@@ -174,7 +149,7 @@ def plan_conversion(
     )
     for half, tensors, renames, drops in halves:
         for tensor in tensors:
-            reason = find_drop_reason(tensor.name, drops)
+            reason = find_target(tensor.name, drops)
             target = find_target(tensor.name, renames)
             if reason is not None:
                 plan.dropped.append((tensor, reason))
@@ -214,18 +189,9 @@ def original_name(name: str) -> str:
     return find_target(name, ORIGINAL_MAIN_RENAMES) or name
 
 
-def find_target(name: str, renames: tuple[Rename, ...]) -> str | None:
-    """The name that `name` is stored under according to `renames`, or None if no row matches."""
-    for row in renames:
-        match = re.fullmatch(row.source, name)
-        if match:
-            return match.expand(row.target)
-    return None
-
-
-def find_drop_reason(name: str, drops: tuple[Drop, ...]) -> str | None:
-    """Why `name` is left out according to `drops`, or None if no row matches."""
-    for row in drops:
-        if re.fullmatch(row.source, name):
-            return row.reason
+def find_target(name: str, table: dict[str, str]) -> str | None:
+    """What a table says of the tensor `name`: the name it is stored under, or why it is left out; None for nothing."""
+    for pattern, target in table.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(target)
     return None

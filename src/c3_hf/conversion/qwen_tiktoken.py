@@ -130,7 +130,6 @@ def load_qwen_tokenizer(path: str | Path, model_max_length: int) -> PreTrainedTo
     """Read `qwen.tiktoken` as a transformers tokenizer.
 
     Args:
-        path: the vocabulary file.
         model_max_length: longest sequence the model takes, in tokens; truncation uses it.
 
     Returns:

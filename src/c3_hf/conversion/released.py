@@ -48,10 +48,6 @@ class ReleasedCheckpoint:
     Attributes:
         name: what the user gave: a path or a Hub id.
         revision: the commit that was downloaded; None for a local folder.
-        folder: where the files are.
-        main_config: contents of `config.json`.
-        encoder_config: contents of `llm1/config.json`.
-        main_tensors: tensors of the main folder.
         encoder_tensors: tensors of `llm1`; empty if the main folder holds the encoder too.
     """
 
@@ -81,21 +77,12 @@ class ReleasedCheckpoint:
         return {t.name.removeprefix(prefix): t for t in self.main_tensors if t.name.startswith(prefix)}
 
 
-def fetch_folder(
-    name: str | Path,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> tuple[Path, str | None]:
+def fetch_folder(name: str | Path, **hub: Any) -> tuple[Path, str | None]:
     """Find a folder, downloading it if `name` is a Hub id. An interrupted download resumes.
 
     Args:
         name: an existing folder, or the id of a Hub repository.
-        revision: branch, tag or commit of the repository.
-        token: access token for private repositories.
-        cache_dir: where downloads are kept; the Hub cache if None.
-        local_files_only: take what is in the cache and never ask the Hub.
+        hub: what `snapshot_download` takes of `revision`, `token`, `cache_dir` and `local_files_only`.
 
     Returns:
         The folder, and the commit it holds (None for a local folder).
@@ -109,16 +96,8 @@ def fetch_folder(
         raise FileNotFoundError(
             f"{name} is no folder, and no Hub id of the form 'owner/name' either. Check the path, or give the id."
         )
-    folder = Path(
-        snapshot_download(
-            str(name),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=[*READ_PATTERNS, *(f"{ENCODER_FOLDER}/{pattern}" for pattern in READ_PATTERNS)],
-        )
-    )
+    patterns = [*READ_PATTERNS, *(f"{ENCODER_FOLDER}/{pattern}" for pattern in READ_PATTERNS)]
+    folder = Path(snapshot_download(str(name), allow_patterns=patterns, **hub))
     return folder, folder.name
 
 
@@ -174,8 +153,6 @@ class Entry:
     """What an entry of a `config.json` may be.
 
     Attributes:
-        is_right: whether a value may stand there.
-        expected: what may stand there, in words.
         needed: whether it may be absent or null.
     """
 
@@ -218,8 +195,6 @@ def find_bad_entries(fields: dict, where: str, entries: dict[str, Entry]) -> lis
     """List what in a configuration is absent or cannot be, one line each.
 
     Args:
-        fields: the contents of a `config.json`.
-        where: the file's name, for the messages.
         entries: what its entries may be, by name; others are not looked at.
     """
     problems = []

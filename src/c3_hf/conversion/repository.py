@@ -63,11 +63,6 @@ def read_config(folder: Path) -> C3Config:
 def check_layers(folder: Path, config: C3Config, names: Iterable[str]) -> None:
     """Compare the numbers of layers in `config` with the tensors, before a model is built by them.
 
-    Args:
-        folder: where both are, for the message.
-        config: the configuration.
-        names: names of the stored tensors.
-
     Raises:
         ValueError: if a half has more layers than are stored.
     """
@@ -104,8 +99,6 @@ def save_model(
     """Save a model and its processor; the folder appears complete or not at all.
 
     Args:
-        model: the model.
-        processor: its processor, or None.
         output: the folder to make; it must not exist, or be empty.
         untrained: what of the model is not trained yet, in words for the card; None for what its weights show.
 

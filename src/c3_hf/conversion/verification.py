@@ -44,7 +44,6 @@ def verify_tensors(folder: Path, digests: dict[str, Digest]) -> int:
     """Read the written shards again and compare every tensor with its source.
 
     Args:
-        folder: the converted model.
         digests: target name to digest, from the reading of the source.
 
     Returns:
@@ -90,10 +89,6 @@ def verify_forward(
     """Compare the converted model's logits with those of an independent computation on the source weights.
 
     Args:
-        folder: the converted model.
-        checkpoint: its source.
-        config: the converted model's configuration.
-        samples: what to run.
         dtype: type to compute in. One half of the source is in memory at a time, then the converted model.
 
     Returns:

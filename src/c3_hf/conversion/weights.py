@@ -19,7 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from c3_hf.files import file_sha256, read_json_object, write_json
+from c3_hf.files import read_json_object, safetensors_header, write_json
 
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -40,7 +40,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # transformers 4.57's own default; engines and file systems cope with it.
 DEFAULT_SHARD_SIZE = "5GB"
@@ -52,10 +51,6 @@ class StoredTensor:
     """A tensor in a safetensors file: where its bytes are and how to read them.
 
     Attributes:
-        name: its key in the file.
-        dtype: its element type.
-        shape: its shape.
-        path: the file.
         start: offset of its first byte in the file.
     """
 
@@ -76,13 +71,16 @@ class StoredTensor:
     def read_pieces(self) -> Iterator[torch.Tensor]:
         """Yield the values as 1-D tensors of at most 4 MiB, in storage order. A piece is overwritten by the next."""
         buffer = bytearray(min(self.num_bytes, PIECE_BYTES))
-        with self.path.open("rb", buffering=0) as file:
+        with self.path.open("rb") as file:
             file.seek(self.start)
             remaining = self.num_bytes
             while remaining:
                 size = min(remaining, PIECE_BYTES)
                 view = memoryview(buffer)[:size]
-                _read_exactly(file, view, self.path)
+                if file.readinto(view) < size:
+                    raise ValueError(
+                        f"{self.path} ended early while it was read; it changed after the conversion began."
+                    )
                 yield torch.frombuffer(view, dtype=self.dtype)
                 remaining -= size
 
@@ -163,23 +161,15 @@ def write_file(
     """Write one safetensors file from stored tensors, casting on the way.
 
     Args:
-        path: the file to write.
         tensors: new name, new dtype and source of each tensor.
         on_bytes: called with the number of bytes read, after each piece.
     """
     layout_order = list(DTYPES.values())
     order = sorted(tensors, key=lambda item: (layout_order.index(item[1]), item[0]))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, dtype, source in order:
-        end = offset + source.num_elements * dtype.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(source.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)
+    names = {dtype: kind for kind, dtype in DTYPES.items()}
+    shapes = {name: (names[dtype], source.shape) for name, dtype, source in order}
     with Path(path).open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)))
-        file.write(encoded)
+        file.write(safetensors_header({"format": "pt"}, shapes))
         for _, dtype, source in order:
             for piece in source.read_pieces():
                 file.write(as_bytes(piece.to(dtype)))
@@ -196,14 +186,6 @@ def load_tensor(tensor: StoredTensor) -> torch.Tensor:
     """Read one tensor whole."""
     with safe_open(tensor.path, framework="pt") as file:
         return file.get_tensor(tensor.name)
-
-
-def _read_exactly(file, view: memoryview, path: Path) -> None:
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            raise ValueError(f"{path} ended early while it was read; it changed after the conversion began.")
-        view = view[count:]
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
@@ -252,7 +234,6 @@ def scan_weights(sources: dict[str, StoredTensor], dtype: torch.dtype | None = N
     """Read every value once: find what is not finite, and hash the rest.
 
     Args:
-        sources: target name to stored tensor.
         dtype: the type the tensors will be cast to; None keeps each one's own.
 
     Returns:
@@ -296,7 +277,6 @@ def write_shards(
     """Write `sources` as `model.safetensors`, or as numbered shards with their index, piece by piece.
 
     Args:
-        folder: an existing folder.
         sources: target name to stored tensor, written in this order.
         dtype: type to cast floating-point tensors to; None keeps each one's own.
         max_shard_size: largest file, in bytes or as "5GB" (10**9), "500MB" (10**6), "1GiB" (2**30). A tensor that is
@@ -337,12 +317,6 @@ def parse_size(size: int | str) -> int:
     if value < 1:
         raise ValueError(f"`max_shard_size` must be a number of bytes or text such as '5GB' or '500MB', got {size!r}.")
     return value
-
-
-def hash_files(paths: list[Path], root: Path) -> dict[str, str]:
-    """SHA-256 of whole files, by their paths below `root`."""
-    bar = tqdm(paths, desc="hashing files", unit="file", disable=None)
-    return {path.relative_to(root).as_posix(): file_sha256(path) for path in bar}
 
 
 def _count_non_finite(values: torch.Tensor) -> int:

@@ -21,16 +21,15 @@ VARIANT = "@"
 
 
 @dataclass(frozen=True)
-class RestoreItem:
-    """A text to give back.
+class _Labelled:
+    """What every item says of itself.
 
     Args:
         id: Unique within the task.
-        kind: Kind of text, a row of the report's table.
+        kind: Kind of text or question, a row of the report's table.
         lang: Language code of the data, or another label where there is no language.
-        source: Where the text comes from.
-        bin: Label of the length bin or ratio the report groups by; empty where there is none.
-        segments: The text in reading order; each segment is restored on its own and the results are concatenated.
+        source: Where the text or the contexts come from.
+        bin: What the report groups by, such as a length bin or a needle's depth; empty where there is none.
     """
 
     id: str
@@ -38,6 +37,16 @@ class RestoreItem:
     lang: str
     source: str
     bin: str
+
+
+@dataclass(frozen=True)
+class RestoreItem(_Labelled):
+    """A text to give back.
+
+    Args:
+        segments: The text in reading order; each segment is restored on its own and the results are concatenated.
+    """
+
     segments: tuple[str, ...]
 
     @property
@@ -52,25 +61,14 @@ class RestoreItem:
 
 
 @dataclass(frozen=True)
-class QuestionItem:
+class QuestionItem(_Labelled):
     """A question with contexts that hold the answer.
 
     Args:
-        id: Unique within the task.
-        kind: Kind of question, a row of the report's table.
-        lang: Language code of the data.
-        source: Where the contexts come from.
-        bin: Label the report groups by, such as the depth of a needle; empty where there is none.
         contexts: Documents in order. A system cuts one that is longer than it can take at once.
-        question: The question.
         answers: Accepted answers, at least one.
     """
 
-    id: str
-    kind: str
-    lang: str
-    source: str
-    bin: str
     contexts: tuple[str, ...]
     question: str
     answers: tuple[str, ...]
@@ -138,12 +136,7 @@ class TokenMeter:
 
 @dataclass(frozen=True)
 class DataLine:
-    """One record of a data file; what is missing or of another kind is an error that says where.
-
-    Args:
-        fields: The record.
-        where: File and line, for messages.
-    """
+    """One record of a data file; what is missing or of another kind is an error that says where."""
 
     fields: dict[str, Any]
     where: str
@@ -203,6 +196,13 @@ class DataLine:
             "source": self.text("source", file),
             "bin": bin if bin is not None else self.text("bin", ""),
         }
+
+
+def question_of(line: DataLine, contexts: tuple[str, ...], **labels: str) -> QuestionItem:
+    """The `question` of a record, with its `answers`, over `contexts`; see [`DataLine.labels`] for `labels`."""
+    return QuestionItem(
+        **line.labels(**labels), contexts=contexts, question=line.text("question"), answers=line.texts("answers")
+    )
 
 
 def read_lines(data: Path, name: str) -> list[DataLine]:

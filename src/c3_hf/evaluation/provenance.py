@@ -72,15 +72,13 @@ def weights_fingerprint(model: PreTrainedModel | str | Path) -> str | None:
 
 
 def _stored(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    names = sorted((name, path) for path in files for name in _names(path))
-    for name, path in names:
+    names = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            names += [(name, path) for name in file.keys()]  # noqa: SIM118 - not a dictionary
+    for name, path in sorted(names):
         with safe_open(path, framework="pt") as file:
             yield name, file.get_tensor(name)
-
-
-def _names(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def environment() -> dict[str, str]:

@@ -56,8 +56,6 @@ def make_record(
     """The JSON line of one finished item.
 
     Args:
-        task: Name of the task.
-        item: What the system was given.
         answer: What it gave back; `None`, an item it cannot take, is scored as an empty output.
         system: Tells the slots.
         meter: Counts tokens, and gives the token metrics their ids.
@@ -113,7 +111,6 @@ def open_run(output: Path, config: dict, allow_changes: bool = False) -> None:
     """Create the folder with its config, or check that an existing one belongs to the same run.
 
     Args:
-        output: Folder of the run.
         config: Everything the numbers depend on.
         allow_changes: Go on with a run that another commit began.
 
@@ -153,7 +150,6 @@ def read_records(output: Path, expected: dict[str, dict]) -> list[dict]:
     """All item records of a run, whichever process wrote them; a line torn by a kill is left out.
 
     Args:
-        output: Folder of the run.
         expected: The tasks of its config, each with the `number` of its items.
 
     Raises:
@@ -197,7 +193,6 @@ class FinishedRun:
 
     Args:
         label: Name in tables and plots: the folder's.
-        config: Its `config.json`.
         records: Its item records, in a fixed order.
         skipped: Why the system did not run, or `None`.
     """

@@ -57,8 +57,6 @@ def write_report(folders: Sequence[Path], output: Path, receipts: int = 10) -> P
 
     Args:
         folders: Output folders of finished runs; kinds and receipts are shown for the first one that ran.
-        output: Folder of the report.
-        receipts: Number of worst items shown.
 
     Returns:
         The path of `report.md`.

@@ -77,7 +77,6 @@ def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = F
     Under `accelerate launch` the batches are divided among the processes.
 
     Args:
-        settings: What to run.
         data: Folder with the data files, searched to any depth; for `own_texts` and `own_questions` a file.
         output: Folder for `config.json`, `items*.jsonl` and `summary.json`.
         allow_changes: Record also from a checkout that differs from its commit; the record says so.
@@ -101,9 +100,14 @@ def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = F
     items = {task: _load_items(task, load, Path(data), meter, settings) for task, load in loaders.items()}
     if not any(items.values()):
         raise ValueError(f"{data} holds no item for {', '.join(settings.tasks)}.")
-    wanted = _describe_items(items)
+    wanted = {
+        task: {"number": len(rows), "sha256": items_hash((item.id, item.inputs_hash) for item in rows)}
+        for task, rows in items.items()
+    }
     if state.is_main_process:
-        open_run(output, {**config, **_numbers_of(meter, wanted, meteor)}, allow_changes)
+        numbers = {"num_latents": meter.num_latents, "segment_tokens": meter.segment_tokens, "items": wanted}
+        said = "computed" if meteor else "skipped: nltk finds no WordNet corpus"
+        open_run(output, {**config, **numbers, "meteor": said}, allow_changes)
     state.wait_for_everyone()
     before = read_records(output, wanted)
     _check_records(before, items, output)
@@ -112,9 +116,10 @@ def run(settings: RunSettings, data: Path, output: Path, allow_changes: bool = F
     batches = plan_batches(items, settings.batch_size)[state.process_index :: state.num_processes]
     skipped = None
     if any((task, row.id) not in done for task, rows in batches for row in rows):
-        device = str(state.device) if settings.device == "auto" else settings.device
+        shared = {field.name: getattr(settings, field.name) for field in fields(CheckpointSettings)}
+        shared["device"] = str(state.device) if settings.device == "auto" else settings.device
         try:
-            system = load_system(_system_settings(settings, meter, device))
+            system = load_system(SystemSettings(**shared, meter=meter))
         except SystemUnavailable as reason:
             logger.warning("system %s is skipped: %s", settings.system, reason)
             skipped = str(reason)
@@ -185,11 +190,6 @@ def _length(item: Item) -> int:
     return sum(map(len, item.contexts if isinstance(item, QuestionItem) else item.segments))
 
 
-def _system_settings(settings: RunSettings, meter: TokenMeter, device: str) -> SystemSettings:
-    shared = {field.name: getattr(settings, field.name) for field in fields(CheckpointSettings)}
-    return SystemSettings(**{**shared, "device": device}, meter=meter)
-
-
 def _work_off(
     batches: list[tuple[str, list[Item]]],
     done: set[tuple[str, str]],
@@ -235,13 +235,6 @@ def _joined(pieces: list[str | None]) -> str | None:
     return "".join(known) if len(known) == len(pieces) else None
 
 
-def _describe_items(items: dict[str, list[Item]]) -> dict[str, dict]:
-    return {
-        task: {"number": len(rows), "sha256": items_hash((item.id, item.inputs_hash) for item in rows)}
-        for task, rows in items.items()
-    }
-
-
 def _made_with(settings: RunSettings, allow_changes: bool) -> dict:
     """Settings, code, weights and environment. Folders are recorded by name and hash, not by their place here."""
     named = {**asdict(settings), "tasks": list(settings.tasks)}
@@ -253,13 +246,4 @@ def _made_with(settings: RunSettings, allow_changes: bool) -> dict:
         "settings": named,
         "environment": environment(),
         "weights": weights_fingerprint(settings.model),
-    }
-
-
-def _numbers_of(meter: TokenMeter, items: dict[str, dict], meteor: bool) -> dict:
-    return {
-        "num_latents": meter.num_latents,
-        "segment_tokens": meter.segment_tokens,
-        "items": items,
-        "meteor": "computed" if meteor else "skipped: nltk finds no WordNet corpus",
     }

@@ -118,7 +118,6 @@ def load_meter(model: str | os.PathLike, segment_tokens: int | None = None) -> T
     """Tokenizer and number of latents of the checkpoint `model`.
 
     Args:
-        model: Folder or Hub id of a C3 checkpoint.
         segment_tokens: Tokens of a segment of long text; by default as many as `compress` takes.
 
     Raises:

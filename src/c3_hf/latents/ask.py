@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -35,8 +36,6 @@ def best_segments(question: str, texts: Sequence[str], most: int) -> list[int]:
     it, and likewise each pair of neighbouring words; among equals the earlier segment is taken.
 
     Args:
-        question: What is asked.
-        texts: The segments' texts.
         most: How many to choose, at least 1.
 
     Returns:
@@ -108,7 +107,6 @@ def ask(
         text: The text of the only context, to choose segments by; else it is restored.
         max_new_tokens: Most tokens of the reply.
         batch_size: Segments restored in one batch.
-        progress: Whether to show a progress bar on a terminal.
         streamer: Is given the reply as it comes; one to `start` before it is compared with the text.
 
     Returns:
@@ -269,15 +267,10 @@ def part_in_text(reply: str, text: str, start: str) -> str:
     Raises:
         ValueError: If that is nothing.
     """
-    right = max((_shared(reply, rest) for rest in text.split(start)[1:]), key=len)
+    rests = text.split(start)[1:]
+    right = max((os.path.commonprefix([reply, rest]) for rest in rests), key=len)  # noqa: RUF071 - text, no paths
     if not right.strip():
         raise ValueError(
             f"`start`: the model does not find how the text goes on behind {start!r}. Give more words of it."
         )
     return right
-
-
-def _shared(reply: str, text: str) -> str:
-    """What `reply` and `text` begin with alike."""
-    pairs = enumerate(zip(reply, text))
-    return reply[: next((index for index, (got, right) in pairs if got != right), min(len(reply), len(text)))]

@@ -405,5 +405,5 @@ def _compress_to_file(
         yield from journal.pieces()
 
     write_file(path, dataclasses.asdict(header), pieces)
-    journal.remove()
+    journal.path.unlink(missing_ok=True)
     return CompressedContext.load(path)

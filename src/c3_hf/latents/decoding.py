@@ -52,7 +52,6 @@ class Restorer:
 
     Attributes:
         prompt_ids: `(prompt_length,)` int64, the prompt that asks for one context back, with its placeholders.
-        fingerprints: Those of the pair.
         room: Tokens that the decoder has positions for behind the prompt.
         segment_room: Most tokens of a segment that both halves have positions for.
     """
@@ -231,7 +230,6 @@ def generate_in_stretches(
     go on in a longer static cache.
 
     Args:
-        model: A `C3ForConditionalGeneration`.
         prompt_ids: `(batch_size, prompt_length)` int64, with placeholders and without padding.
         contexts: What [`context_arguments`] gives.
         max_new_tokens: Where to stop at the latest.

@@ -14,6 +14,7 @@ not keep the text: Unicode normalisation, bytes that are not UTF-8.
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,20 +107,20 @@ class Residual:
             return cls(stored=stored)
         if kind != CORRECTIONS:
             raise ValueError(f"`record` must start with a kind byte 0, 1 or 2, got {kind}.")
-        reader = _Reader(record, 1)
+        stream = io.BytesIO(record[1:])
         corrections, expected = [], 0
-        for _ in range(reader.varint()):
-            position = expected + reader.varint()
+        for _ in range(_read_varint(stream)):
+            position = expected + _read_varint(stream)
             if position >= num_tokens:
                 raise ValueError(f"`record` corrects token {position} of a segment of {num_tokens}.")
-            corrections.append((position, reader.varint()))
+            corrections.append((position, _read_varint(stream)))
             expected = position + 1
         edits = []
-        for _ in range(reader.varint()):
-            skip, drop, size = reader.varint(), reader.varint(), reader.varint()
-            edits.append(Edit(skip, drop, reader.take(size)))
-        if reader.position != len(record):
-            raise ValueError(f"`record` has {len(record) - reader.position} bytes behind its end.")
+        for _ in range(_read_varint(stream)):
+            skip, drop, size = (_read_varint(stream) for _ in range(3))
+            edits.append(Edit(skip, drop, _take(stream, size)))
+        if rest := stream.read():
+            raise ValueError(f"`record` has {len(rest)} bytes behind its end.")
         return cls(tuple(corrections), tuple(edits))
 
 
@@ -207,8 +208,6 @@ def build_residual(
     """What the latents of `segment` do not bring back, in the fewest bytes known.
 
     Args:
-        restorer: The model and its restoring prompt.
-        segment: The segment.
         margins: `(num_tokens + 1,)` float32, see [`measure_margins`].
         threshold: A token with a smaller margin is corrected, right or wrong.
         counts: Updated.
@@ -241,7 +240,6 @@ def restore_bytes(
     """Generate segments with their corrections forced, and edit the result.
 
     Args:
-        restorer: The model and its restoring prompt.
         latents, strides: What [`Restorer.generate`] takes.
         residuals: One for each row, none of them stored.
         lengths: Tokens of each row.
@@ -266,9 +264,7 @@ def keep_what_restores(
     """Restore a batch of segments in earnest and replace each residual that fails by the stored bytes.
 
     Args:
-        restorer: The model and its restoring prompt.
         latents, strides: What [`Restorer.generate`] takes.
-        segments: The segments of the batch.
         residuals: Their residuals; changed in place.
         counts: Updated.
     """
@@ -338,24 +334,19 @@ def _write_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-class _Reader:
-    def __init__(self, record: bytes, position: int):
-        self.record, self.position = record, position
+def _take(stream: io.BytesIO, size: int) -> bytes:
+    # A number of 64 bits can be more than a stream takes.
+    piece = stream.read(min(size, stream.getbuffer().nbytes))
+    if len(piece) < size:
+        raise ValueError(f"`record` ends at byte {stream.tell() + 1}, in the middle of a field.")
+    return piece
 
-    def take(self, size: int) -> bytes:
-        piece = self.record[self.position : self.position + size]
-        if len(piece) < size:
-            raise ValueError(f"`record` ends at byte {len(self.record)}, in the middle of a field.")
-        self.position += size
-        return piece
 
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 63:
-                raise ValueError("`record` has a number of more than 64 bits.")
+def _read_varint(stream: io.BytesIO) -> int:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = _take(stream, 1)[0]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise ValueError("`record` has a number of more than 64 bits.")

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from transformers.utils import logging
 
-from ..files import atomic_file
+from ..files import atomic_file, safetensors_header
 from .segments import Segment, TextReader
 
 
@@ -133,14 +133,12 @@ class ContextHeader:
             ValueError: If an entry is missing or is not what it can be.
         """
         fields = dataclasses.fields(cls)
-        missing = [
-            field.name for field in fields if field.name not in entries and field.default is dataclasses.MISSING
-        ]
+        known = {field.name: entries.get(field.name, field.default) for field in fields}
+        missing = [entry for entry, value in known.items() if value is dataclasses.MISSING]
         if missing:
             raise ValueError(f"`header` lacks {missing}; {name} was not written by c3_hf.")
-        known = {field.name: entries[field.name] for field in fields if field.name in entries}
         for field in fields:
-            value = known.get(field.name, field.default)
+            value = known[field.name]
             kinds = _HEADER_TYPES[str(field.type)]
             # A bool is an int to Python.
             right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
@@ -158,21 +156,15 @@ class ContextHeader:
 
 def joined_header(headers: list[ContextHeader]) -> ContextHeader:
     """One header for contexts put one behind the other: the first, less what holds for one source only."""
-    first = headers[0]
-    targets = [header.target_fidelity for header in headers]
-    shortest = [header.min_segment_length for header in headers]
-    checks = [header.exact_check for header in headers]
-    return dataclasses.replace(
-        first,
-        segment_length=max(header.segment_length for header in headers),
-        target_fidelity=None if None in targets else min(target for target in targets if target is not None),
-        min_segment_length=None if None in shortest else min(length for length in shortest if length is not None),
-        exact_check=None if None in checks else all(checks),
-        model_dtype=first.model_dtype if len({header.model_dtype for header in headers}) == 1 else None,
-        text_sha256=None,
-        source=None,
-        passes=None,
-    )
+    changed: dict[str, Any] = dict.fromkeys(("text_sha256", "source", "passes"))
+    changed["segment_length"] = max(header.segment_length for header in headers)
+    # The least holds for all, and `False` is less than `True`; `None` where one has none.
+    for name in ("target_fidelity", "min_segment_length", "exact_check"):
+        values = [getattr(header, name) for header in headers]
+        changed[name] = None if None in values else min(values)
+    if len({header.model_dtype for header in headers}) > 1:
+        changed["model_dtype"] = None
+    return dataclasses.replace(headers[0], **changed)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -184,7 +176,6 @@ def write_file(path: str | os.PathLike, header: dict[str, Any], pieces: Callable
     """Write the pieces of a context, one after the other, as one file; the file appears whole or not at all.
 
     Args:
-        path: Where to.
         header: What the metadata entry `context` shall hold.
         pieces: Gives the pieces, anew at each call: they are gone through once for the small tensors and once for
             each large one, so that no more than one piece is in memory.
@@ -195,7 +186,7 @@ def write_file(path: str | os.PathLike, header: dict[str, Any], pieces: Callable
     index, shapes = join_index(pieces())
     metadata = metadata_of(header, index)
     with atomic_file(path) as file:
-        file.write(_safetensors_header(metadata, shapes))
+        file.write(safetensors_header(metadata, shapes))
         for name in shapes:
             if name in index:
                 file.write(tensor_bytes(index[name]))
@@ -245,9 +236,7 @@ def check_declared(metadata: Mapping[str, str], declared: Mapping[str, tuple[str
     """Check what a file (or a record of a journal) says it holds, before any of it is read.
 
     Args:
-        metadata: The metadata entries.
         declared: Dtype, as safetensors calls it, and shape of each tensor.
-        name: The file, for messages.
 
     Raises:
         ValueError: See [`read_file`].
@@ -391,21 +380,6 @@ def _index_checksum(context: str, index: Tensors) -> str:
     return f"{checksum:08x}"
 
 
-def _safetensors_header(metadata: dict[str, str], shapes: dict[str, tuple[str, list[int]]]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    position = 0
-    sizes = {name: dtype.itemsize for dtype, name in _NAMES.items()}
-    for name, (kind, shape) in shapes.items():
-        size = sizes[kind]
-        for length in shape:
-            size *= length
-        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
 def _contradictions(tensors: Tensors) -> Iterator[str]:
     """Reasons why tensors cannot belong to one context; the first one is reliable."""
     latents = tensors["latents"]
@@ -432,7 +406,8 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
     chars, sizes = tensors["char_offsets"].diff(), tensors["byte_offsets"].diff()
     if (sizes < chars).any() or (sizes // 4 > chars).any():
         yield "`byte_offsets` are not 1 to 4 bytes for each character of `char_offsets`"
-    if "lost_characters" in tensors and not _within(tensors["lost_characters"], -1, chars):
+    lost = tensors.get("lost_characters", torch.zeros_like(chars))
+    if (lost < -1).any() or (lost > chars).any():
         yield "`lost_characters` are more than the characters of `char_offsets`"
     if "strides" in tensors and (tensors["strides"] < 1).any():
         yield "`strides` are not positive"
@@ -446,15 +421,8 @@ def _contradictions(tensors: Tensors) -> Iterator[str]:
             yield f"`residual` has {len(tensors['residual'])} bytes, its offsets end elsewhere"
 
 
-def _within(values: torch.Tensor, low: int, high: torch.Tensor) -> bool:
-    return bool(((values >= low) & (values <= high)).all())
-
-
 class Journal:
     """An open journal.
-
-    Args:
-        path: The journal's own path.
 
     Attributes:
         header: What the file shall say of itself; `None` before [`go_on`] where there was no journal to go on with.
@@ -535,10 +503,6 @@ class Journal:
                 if payload is None:
                     raise ValueError(f"`path`: {self.path} changed while it was read.")
                 yield _parse_piece(payload, str(self.path))
-
-    def remove(self) -> None:
-        """Delete the journal; its content is in the finished file."""
-        self.path.unlink(missing_ok=True)
 
     def _append(self, payload: bytes) -> None:
         with self.path.open("r+b") as file:

@@ -111,7 +111,6 @@ def expected_precision(margins: torch.Tensor, calibration: Calibration) -> float
 
     Args:
         margins: `(num_tokens + 1,)`, the last being the stop token's.
-        calibration: How the model behaves after an error.
     """
     right = (margins[:-1] > 0).float()
     if not len(right):
@@ -137,7 +136,6 @@ def measure_margins(
     """Logit of the right token less the largest other logit, at every position, as if all before had been right.
 
     Args:
-        restorer: The model and its restoring prompt.
         latents: `(batch_size, num_latents, text_hidden_size)`.
         sequences: For each row the token ids that should come back.
         strides: `(batch_size,)` int64, tokens that each latent stands for; for a model with a stride.
@@ -186,7 +184,6 @@ class MeasuredSegment:
     """A segment with its latents as they are stored.
 
     Attributes:
-        segment: The text.
         latents: `(num_latents, hidden_size)` in the stored dtype.
         scales: `(num_latents,)` float32 for int8 latents, else `None`.
         stride: Tokens that each latent stands for; `None` for a model without a stride.

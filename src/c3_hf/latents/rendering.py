@@ -37,7 +37,6 @@ class HeatPiece:
     """A stretch of text of one kind.
 
     Attributes:
-        text: The characters.
         kind: `CERTAIN` comes back in free running too; `AFTER_ERROR` is right if all before it is, and something is
             not; `CLOSE` is right by less than `CLOSE_MARGIN`; `WRONG` is another token, or a character that
             the tokenizer does not keep.
@@ -55,7 +54,6 @@ def heat_segments(
     Args:
         context: A whole compressed text with margins.
         source: The text it was made from.
-        processor: The processor it was made with.
 
     Raises:
         ValueError: If the context has no margins or the text is another one.

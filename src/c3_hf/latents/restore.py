@@ -106,64 +106,50 @@ def iter_restored(
                 f"{context.place(int(lengths.argmax()))} is damaged: `token_offsets` give it {int(lengths.max()):,} "
                 f"tokens, the decoder has positions for fewer than {restorer.room:,}."
             )
-    return _iter_restored(contexts, restorer, batch_size, max_new_tokens, progress)
-
-
-def _iter_restored(
-    contexts: Sequence[CompressedContext],
-    restorer: Restorer,
-    batch_size: int,
-    max_new_tokens: int | None,
-    progress: bool,
-) -> Iterator[tuple[bytes, bool]]:
     sizes, promised = list(map(len, contexts)), [context.is_exact for context in contexts]
     restored = _restored(contexts, restorer, batch_size, max_new_tokens)
-    with tqdm(total=sum(sizes), unit="segment", disable=None if progress else True) as bar:
-        for context, size, must_be_exact in zip(contexts, sizes, promised):
-            whole, all_exact = hashlib.sha256(), True
-            for index in range(size):
-                data = next(restored)
-                is_exact = hashlib.sha256(data).digest() == bytes(context.digests[index].tolist())
-                if must_be_exact and not is_exact:
-                    raise ValueError(_not_exact(context, index, restorer.model))
-                all_exact &= is_exact
-                whole.update(data)
-                bar.update()
-                yield data, is_exact
-            if all_exact and context.header.text_sha256 not in (None, whole.hexdigest()):
-                raise context.missing_text(whole.hexdigest())
+
+    def pieces() -> Iterator[tuple[bytes, bool]]:
+        with tqdm(total=sum(sizes), unit="segment", disable=None if progress else True) as bar:
+            for context, size, must_be_exact in zip(contexts, sizes, promised):
+                whole, all_exact = hashlib.sha256(), True
+                for index in range(size):
+                    data = next(restored)
+                    is_exact = hashlib.sha256(data).digest() == bytes(context.digests[index].tolist())
+                    if must_be_exact and not is_exact:
+                        raise ValueError(_not_exact(context, index, restorer.model))
+                    all_exact &= is_exact
+                    whole.update(data)
+                    bar.update()
+                    yield data, is_exact
+                if all_exact and context.header.text_sha256 not in (None, whole.hexdigest()):
+                    raise context.missing_text(whole.hexdigest())
+
+    return pieces()
 
 
 def _restored(
     contexts: Sequence[CompressedContext], restorer: Restorer, batch_size: int, max_new_tokens: int | None
 ) -> Iterator[bytes]:
     """The bytes of each segment of each context."""
+    places = [(context, index) for context in contexts for index in range(len(context))]
     size = _GROUP_BATCHES * batch_size
-    group: list[CompressedContext] = []
-    for context in contexts:
-        start = 0
-        while start < len(context):
-            part = context[start : start + size - sum(map(len, group))]
-            start += len(part)
-            group.append(part)
-            if sum(map(len, group)) == size:
-                yield from _restore_group(group, restorer, batch_size, max_new_tokens)
-                group = []
-    if group:
+    for start in range(0, len(places), size):
+        group = [context[index] for context, index in places[start : start + size]]
         yield from _restore_group(group, restorer, batch_size, max_new_tokens)
 
 
 @torch.no_grad()
 def _restore_group(
-    parts: Sequence[CompressedContext], restorer: Restorer, batch_size: int, max_new_tokens: int | None
+    segments: Sequence[CompressedContext], restorer: Restorer, batch_size: int, max_new_tokens: int | None
 ) -> list[bytes]:
     model, processor = restorer.model, restorer.processor
-    residuals: list[Residual | None] = [residual for part in parts for residual in _residuals(part, model)]
-    lengths = [length for part in parts for length in part.token_offsets.diff().tolist()]
+    residuals = [_residual(segment, model) for segment in segments]
+    lengths = [segment.num_tokens for segment in segments]
     strides = None
     if model.config.latent_stride is not None:
-        strides = torch.cat([part.context_strides(model) for part in parts], dim=1)[0]
-    latents = torch.cat([part.project(model) for part in parts])
+        strides = torch.cat([segment.context_strides(model) for segment in segments], dim=1)[0]
+    latents = torch.cat([segment.project(model) for segment in segments])
     restored = [b"" if residual is None else residual.stored or b"" for residual in residuals]
     plain = [row for row, residual in enumerate(residuals) if residual is None]
     corrected = [row for row, residual in enumerate(residuals) if residual is not None and residual.stored is None]
@@ -186,22 +172,17 @@ def _restore_group(
     return restored
 
 
-def _residuals(context: CompressedContext, model: PreTrainedModel) -> list[Residual | None]:
-    """Corrections of each segment; `None` for those of a context that is not byte-exact."""
-    if not context.is_exact:
-        return [None] * len(context)
-    size = model.config.text_config.vocab_size
-    residuals: list[Residual | None] = []
-    for index in range(len(context)):
-        residual = context.segment_residual(index)
-        largest = max((token_id for _, token_id in residual.corrections), default=0)
-        if largest >= size:
-            raise ValueError(
-                f"the `residual` of {context.place(index)} is damaged: it has the token id {largest}, the model has "
-                f"{size}."
-            )
-        residuals.append(residual)
-    return residuals
+def _residual(segment: CompressedContext, model: PreTrainedModel) -> Residual | None:
+    """Corrections of a segment; `None` if its context is not byte-exact."""
+    if not segment.is_exact:
+        return None
+    residual, size = segment.segment_residual(0), model.config.text_config.vocab_size
+    largest = max((token_id for _, token_id in residual.corrections), default=0)
+    if largest >= size:
+        raise ValueError(
+            f"the `residual` of {segment.place(0)} is damaged: it has the token id {largest}, the model has {size}."
+        )
+    return residual
 
 
 def _not_exact(context: CompressedContext, index: int, model: PreTrainedModel) -> str:

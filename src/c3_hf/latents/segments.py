@@ -190,7 +190,13 @@ class TextReader:
 
     def peek(self, size: int) -> str:
         """The next `size` characters, fewer only at the end."""
-        self._fill(size)
+        missing = size - (len(self._buffer) - self._start)
+        if missing > 0:
+            parts = [self._buffer[self._start :]]
+            while missing > 0 and (piece := next(self._pieces, None)) is not None:
+                parts.append(piece)
+                missing -= len(piece)
+            self._buffer, self._start = "".join(parts), 0
         return self._buffer[self._start : self._start + size]
 
     def take(self, size: int) -> str:
@@ -198,18 +204,6 @@ class TextReader:
         text = self.peek(size)
         self._start += len(text)
         return text
-
-    def _fill(self, size: int) -> None:
-        missing = size - (len(self._buffer) - self._start)
-        if missing <= 0:
-            return
-        parts = [self._buffer[self._start :]]
-        for piece in self._pieces:
-            parts.append(piece)
-            missing -= len(piece)
-            if missing <= 0:
-                break
-        self._buffer, self._start = "".join(parts), 0
 
 
 def iter_segments(

@@ -1,5 +1,7 @@
 """Recipe fields, as dataclasses, and the reading of YAML recipes."""
 
+# ruff: noqa: RUF009 - `option` is `dataclasses.field`
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,51 +29,45 @@ _CHECKPOINTING = (
 )
 
 
+def option(default: Any, words: str) -> Any:
+    """A field of a recipe: its default, or the function that makes it anew, and what `--help` says of it."""
+    if callable(default):
+        return field(default_factory=default, metadata={"help": words})
+    return field(default=default, metadata={"help": words})
+
+
 @dataclass
 class ModelArguments:
     """Which model is trained, and which parts of it."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A C3 checkpoint to start from. Without it a new model is built."}
+    model_name_or_path: str | None = option(None, "A C3 checkpoint to start from. Without it a new model is built.")
+    tokenizer_path: str | None = option(None, "Tokenizer folder of a new model.")
+    text_config: dict | None = option(None, "Decoder configuration of a new model.")
+    encoder_config: dict | None = option(None, "Encoder configuration of a new model.")
+    num_latents: int = option(32, "Latents a context is compressed into, in a new model.")
+    latent_stride: int | None = option(
+        None, "Most tokens a latent of a new model stands for, whose positions it keeps; None counts on."
     )
-    tokenizer_path: str | None = field(default=None, metadata={"help": "Tokenizer folder of a new model."})
-    text_config: dict | None = field(default=None, metadata={"help": "Decoder configuration of a new model."})
-    encoder_config: dict | None = field(default=None, metadata={"help": "Encoder configuration of a new model."})
-    num_latents: int = field(default=32, metadata={"help": "Latents a context is compressed into, in a new model."})
-    latent_stride: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens a latent of a new model stands for, whose positions it keeps; None counts on."},
+    local_latents: bool = option(
+        False, "A latent of a new model is made from the tokens it stands for; needs `latent_stride`."
     )
-    local_latents: bool = field(
-        default=False,
-        metadata={"help": "A latent of a new model is made from the tokens it stands for; needs `latent_stride`."},
+    initializer_range: float = option(0.02, "Spread of the initial latent queries and projector of a new model.")
+    attention_bias_range: dict[str, float] = option(
+        dict, "Spread of the initial attention biases of a new model's `encoder` and `decoder`."
     )
-    initializer_range: float = field(
-        default=0.02, metadata={"help": "Spread of the initial latent queries and projector of a new model."}
+    share_initial_embeddings: bool = option(False, "Start both halves of a new model with the same embedding table.")
+    attn_implementation: str | None = option(
+        None, "eager, sdpa, flash_attention_2, ...; None leaves it to transformers."
     )
-    attention_bias_range: dict[str, float] = field(
-        default_factory=dict,
-        metadata={"help": "Spread of the initial attention biases of a new model's `encoder` and `decoder`."},
+    trained_dtype: str = option(
+        "float32", "Of the parameters that train: float32, or bfloat16, which loses small updates."
     )
-    share_initial_embeddings: bool = field(
-        default=False, metadata={"help": "Start both halves of a new model with the same embedding table."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; None leaves it to transformers."}
-    )
-    trained_dtype: str = field(
-        default="float32",
-        metadata={"help": "Of the parameters that train: float32, or bfloat16, which loses small updates."},
-    )
-    freeze: list[str] = field(default_factory=list, metadata={"help": f"Parts that do not train: {list(PARTS)}."})
-    freeze_modules: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Modules that do not train, by their names, such as model.encoder.wte."},
-    )
-    lora: list[str] = field(default_factory=list, metadata={"help": "Halves trained by LoRA: encoder, decoder."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA update, over the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the LoRA matrices, 0 to 1."})
+    freeze: list[str] = option(list, f"Parts that do not train: {list(PARTS)}.")
+    freeze_modules: list[str] = option(list, "Modules that do not train, by their names, such as model.encoder.wte.")
+    lora: list[str] = option(list, "Halves trained by LoRA: encoder, decoder.")
+    lora_rank: int = option(16, "Rank of the LoRA matrices.")
+    lora_alpha: int = option(32, "Scale of the LoRA update, over the rank.")
+    lora_dropout: float = option(0.0, "Dropout in front of the LoRA matrices, 0 to 1.")
 
     def __post_init__(self) -> None:
         halves = ["encoder", "decoder"]
@@ -100,67 +96,42 @@ class ModelArguments:
 class DataArguments:
     """What the model is trained and evaluated on."""
 
-    train_files: list[Any] = field(
-        default_factory=list, metadata={"help": "JSONL files, as paths or {path, weight}, relative to data_dir."}
+    train_files: list[Any] = option(list, "JSONL files, as paths or {path, weight}, relative to data_dir.")
+    data_dir: str | None = option(None, "Folder that train_files lie in.")
+    streaming: bool = option(False, "Stream the files instead of indexing them first.")
+    tasks: dict[str, float] = option(
+        lambda: {"restore": 1.0}, "Weights of restore, continue, find, answer, answer_segments."
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder that train_files lie in."})
-    streaming: bool = field(default=False, metadata={"help": "Stream the files instead of indexing them first."})
-    tasks: dict[str, float] = field(
-        default_factory=lambda: {"restore": 1.0},
-        metadata={"help": "Weights of restore, continue, find, answer, answer_segments."},
+    text_kinds: dict[str, float] = option(lambda: {"plain": 1.0}, "Weights of the kinds of text to restore.")
+    min_context_tokens: int = option(8, "Shortest context made from plain text, in tokens.")
+    context_ceiling: list[Any] = option(
+        lambda: [[0, 256]], "[step, tokens] pairs: the longest context made from plain text, linear in between."
     )
-    text_kinds: dict[str, float] = field(
-        default_factory=lambda: {"plain": 1.0}, metadata={"help": "Weights of the kinds of text to restore."}
+    stride_ceiling: list[Any] | None = option(
+        None, "[step, tokens] pairs: the most tokens a latent stands for; None lets it follow context_ceiling."
     )
-    min_context_tokens: int = field(default=8, metadata={"help": "Shortest context made from plain text, in tokens."})
-    context_ceiling: list[Any] = field(
-        default_factory=lambda: [[0, 256]],
-        metadata={"help": "[step, tokens] pairs: the longest context made from plain text, linear in between."},
+    low_stride_share: list[Any] = option(
+        lambda: [[0, 0.5]], "[step, share] pairs: share of steps whose latents stand for fewer tokens than the most."
     )
-    stride_ceiling: list[Any] | None = field(
-        default=None,
-        metadata={
-            "help": "[step, tokens] pairs: the most tokens a latent stands for; None lets it follow context_ceiling."
-        },
+    curriculum_accuracy: float | None = option(
+        None, "Raise the ceiling whenever training token accuracy near it reaches this share, 0 to 1."
     )
-    low_stride_share: list[Any] = field(
-        default_factory=lambda: [[0, 0.5]],
-        metadata={"help": "[step, share] pairs: share of steps whose latents stand for fewer tokens than the most."},
-    )
-    curriculum_accuracy: float | None = field(
-        default=None,
-        metadata={"help": "Raise the ceiling whenever training token accuracy near it reaches this share, 0 to 1."},
-    )
-    curriculum_growth: float = field(default=1.2, metadata={"help": "Factor by which the ceiling is raised."})
-    curriculum_max_tokens: int = field(default=256, metadata={"help": "Where the raising of the ceiling ends."})
-    length_multiple: int = field(default=16, metadata={"help": "Contexts are padded to multiples of this."})
-    long_share: float = field(default=0.4, metadata={"help": "Share of steps with contexts near the ceiling."})
-    full_share: float = field(
-        default=0.0, metadata={"help": "Share of these at the ceiling itself, and of samples as long as their step."}
-    )
-    max_context_tokens: int = field(
-        default=8192, metadata={"help": "Longer contexts of given messages are over-long."}
-    )
-    max_prompt_tokens: int = field(
-        default=8192, metadata={"help": "Longer prompts, answers and latents included, are over-long."}
-    )
-    batch_tokens: int | None = field(
-        default=None, metadata={"help": "Size micro-batches by tokens instead of per_device_train_batch_size."}
-    )
-    max_batch_size: int = field(default=64, metadata={"help": "Largest micro-batch under batch_tokens."})
-    token_noise: float = field(
-        default=0.0, metadata={"help": "Highest share of the decoder's own input tokens replaced at random, 0 to 1."}
-    )
-    noise_from_step: int = field(default=0, metadata={"help": "Optimizer step from which token_noise is on."})
-    eval_files: list[Any] = field(
-        default_factory=list, metadata={"help": "Held-out JSONL files with `text`, as paths or {path, kind}."}
-    )
-    eval_data_dir: str | None = field(default=None, metadata={"help": "Folder of eval_files; None means data_dir."})
-    eval_ratios: list[float] = field(
-        default_factory=lambda: [2, 4], metadata={"help": "Compression ratios: texts are cut to ratio x num_latents."}
-    )
-    eval_items: int = field(default=32, metadata={"help": "Texts a file and ratio, teacher-forced."})
-    eval_free_running_items: int = field(default=8, metadata={"help": "Texts a file and ratio, generated freely."})
+    curriculum_growth: float = option(1.2, "Factor by which the ceiling is raised.")
+    curriculum_max_tokens: int = option(256, "Where the raising of the ceiling ends.")
+    length_multiple: int = option(16, "Contexts are padded to multiples of this.")
+    long_share: float = option(0.4, "Share of steps with contexts near the ceiling.")
+    full_share: float = option(0.0, "Share of these at the ceiling itself, and of samples as long as their step.")
+    max_context_tokens: int = option(8192, "Longer contexts of given messages are over-long.")
+    max_prompt_tokens: int = option(8192, "Longer prompts, answers and latents included, are over-long.")
+    batch_tokens: int | None = option(None, "Size micro-batches by tokens instead of per_device_train_batch_size.")
+    max_batch_size: int = option(64, "Largest micro-batch under batch_tokens.")
+    token_noise: float = option(0.0, "Highest share of the decoder's own input tokens replaced at random, 0 to 1.")
+    noise_from_step: int = option(0, "Optimizer step from which token_noise is on.")
+    eval_files: list[Any] = option(list, "Held-out JSONL files with `text`, as paths or {path, kind}.")
+    eval_data_dir: str | None = option(None, "Folder of eval_files; None means data_dir.")
+    eval_ratios: list[float] = option(lambda: [2, 4], "Compression ratios: texts are cut to ratio x num_latents.")
+    eval_items: int = option(32, "Texts a file and ratio, teacher-forced.")
+    eval_free_running_items: int = option(8, "Texts a file and ratio, generated freely.")
 
     def __post_init__(self) -> None:
         for name in ("token_noise", "long_share", "full_share"):
@@ -177,40 +148,28 @@ class DataArguments:
 class C3TrainingArguments(TrainingArguments):
     """transformers' TrainingArguments and what C3 adds to them."""
 
-    decoder_lr_ratio: float = field(
-        default=1.0, metadata={"help": "Learning rate of the decoder over that of the other parts."}
+    decoder_lr_ratio: float = option(1.0, "Learning rate of the decoder over that of the other parts.")
+    distillation_weight: float = option(
+        0.0, "Weight of the KL divergence from the same decoder reading the full text, 0 to switch off."
     )
-    distillation_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the KL divergence from the same decoder reading the full text, 0 to switch off."},
+    readout_weight: float = option(
+        0.0, "Weight of the loss of naming the tokens of a latent from it alone, 0 to switch off."
     )
-    readout_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the loss of naming the tokens of a latent from it alone, 0 to switch off."},
+    readout_candidates: int | None = option(
+        None, "The read-out chooses among the words of the batch and so many drawn ones; None: the vocabulary."
     )
-    readout_candidates: int | None = field(
-        default=None,
-        metadata={
-            "help": "The read-out chooses among the words of the batch and so many drawn ones; None: the vocabulary."
-        },
+    decoder_start: int = option(
+        0, "Step from which the decoder trains; before it the read-out teaches the encoder alone."
     )
-    decoder_start: int = field(
-        default=0,
-        metadata={"help": "Step from which the decoder trains; before it the read-out teaches the encoder alone."},
+    compile_layers: bool = option(
+        False, "Compile the layers of both halves: minutes, for longer runs. From torch 2.6 on."
     )
-    compile_layers: bool = field(
-        default=False,
-        metadata={"help": "Compile the layers of both halves: minutes, for longer runs. From torch 2.6 on."},
-    )
-    resume: bool = field(
-        default=True, metadata={"help": "Go on from the last complete checkpoint in output_dir, if there is one."}
-    )
+    resume: bool = option(True, "Go on from the last complete checkpoint in output_dir, if there is one.")
 
     # Samples carry more than forward() takes, and every process makes its own batches, which differ in size.
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
-    accelerator_config: dict | str | None = field(
-        default_factory=lambda: {"dispatch_batches": False, "even_batches": False},
-        metadata={"help": "Settings of accelerate's data loading."},
+    remove_unused_columns: bool = option(False, "Must stay off.")
+    accelerator_config: dict | str | None = option(
+        lambda: {"dispatch_batches": False, "even_batches": False}, "Settings of accelerate's data loading."
     )
 
     def __post_init__(self) -> None:
@@ -220,10 +179,9 @@ class C3TrainingArguments(TrainingArguments):
                 f"`decoder_lr_ratio` must be positive, got {self.decoder_lr_ratio}. To keep the decoder as it is, "
                 "put it into `freeze`."
             )
-        if self.distillation_weight < 0:
-            raise ValueError(f"`distillation_weight` must not be negative, got {self.distillation_weight}.")
-        if self.readout_weight < 0:
-            raise ValueError(f"`readout_weight` must not be negative, got {self.readout_weight}.")
+        for name in ("distillation_weight", "readout_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.readout_candidates is not None and self.readout_candidates < 1:
             raise ValueError(
                 f"`readout_candidates` must be positive, got {self.readout_candidates}. Leave it out for the whole "
@@ -266,7 +224,7 @@ def parse_recipe(
         raise ValueError(f"`recipe` {str(recipe)!r} has unknown fields: {unknown}. See docs/training.md for the list.")
     # YAML 1.1 reads "1e-3" as a string.
     values = {
-        name: float(value) if isinstance(value, str) and _is_float(fields[name].default) else value
+        name: float(value) if isinstance(value, str) and isinstance(fields[name].default, float) else value
         for name, value in values.items()
     }
     return HfArgumentParser(classes).parse_dict(values)
@@ -288,7 +246,3 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     if len(names) != len(texts) or any(not name.startswith("--") for name in names):
         raise ValueError(f"Overrides must come as `--name value` pairs, got {list(overrides)}.")
     return {name[2:].replace("-", "_"): yaml.safe_load(text) for name, text in zip(names, texts)}
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, float)

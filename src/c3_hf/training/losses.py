@@ -64,11 +64,8 @@ def distillation_loss(
 
     Args:
         model: the model that trains; it runs once more without gradients, and without contexts.
-        logits: the student's, see `token_loss`.
-        labels: see `token_loss`.
         teacher_inputs: `teacher_input_ids`, `teacher_attention_mask` and `teacher_labels` of shape
             `(batch_size, teacher_length)`; row by row the same labels in the same order as `labels`.
-        num_items_in_batch: see `token_loss`.
     """
     teacher_labels = teacher_inputs["teacher_labels"]
     with torch.no_grad():

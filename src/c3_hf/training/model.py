@@ -41,7 +41,6 @@ def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> t
     all are.
 
     Args:
-        arguments: the model's part of a recipe.
         mixed_precision: whether the run computes under autocast. Then the weights beside LoRA, which do not train,
             stay in the checkpoint's dtype; without autocast one dtype holds for the whole model.
 
@@ -150,7 +149,6 @@ def spread_attention_biases(half: nn.Module, spread: float) -> None:
     few places that are found first.
 
     Args:
-        half: encoder or decoder.
         spread: standard deviation; about 3 makes a head prefer a few of twenty distances. The weights beside the
             biases are halved, so that words change less of what the distance says.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from transformers import ProcessorMixin, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
@@ -55,12 +55,29 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     config = model.config
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, curriculum = plan_lengths(data_args, args, strided_latents)
+    maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
+    dataset: MixtureDataset | StreamingMixtureDataset
+    if isinstance(source, StreamingSource):
+        dataset = StreamingMixtureDataset(source, maker, batches)
+    else:
+        dataset = MixtureDataset(source, maker)
     trainer = C3Trainer(
         model=model,
         args=args,
         processor=processor,
-        data_collator=make_collator(data_args, args, processor, batches.schedule, config.latent_stride),
-        train_dataset=make_dataset(data_args, args, processor, source, batches),
+        data_collator=C3DataCollator(
+            processor,
+            max_context_tokens=data_args.max_context_tokens,
+            max_prompt_tokens=data_args.max_prompt_tokens,
+            token_noise=data_args.token_noise,
+            noise_from_step=data_args.noise_from_step,
+            teacher_inputs=args.distillation_weight > 0,
+            pad_to_multiple_of=data_args.length_multiple,
+            seed=args.seed,
+            latent_stride=config.latent_stride,
+            schedule=batches.schedule,
+        ),
+        train_dataset=dataset,
         batches=batches,
         eval_texts=read_held_out(held_out, processor, data_args.eval_ratios, data_args.eval_items),
         num_free_running=data_args.eval_free_running_items,
@@ -109,42 +126,6 @@ def plan_lengths(
         steps_ahead=ahead,
     )
     return batches, curriculum
-
-
-def make_collator(
-    data_args: DataArguments,
-    args: C3TrainingArguments,
-    processor: ProcessorMixin,
-    schedule: LengthSchedule,
-    latent_stride: int | None,
-) -> C3DataCollator:
-    """The collator the recipe asks for."""
-    return C3DataCollator(
-        processor,
-        max_context_tokens=data_args.max_context_tokens,
-        max_prompt_tokens=data_args.max_prompt_tokens,
-        token_noise=data_args.token_noise,
-        noise_from_step=data_args.noise_from_step,
-        teacher_inputs=args.distillation_weight > 0,
-        pad_to_multiple_of=data_args.length_multiple,
-        seed=args.seed,
-        latent_stride=latent_stride,
-        schedule=schedule,
-    )
-
-
-def make_dataset(
-    data_args: DataArguments,
-    args: C3TrainingArguments,
-    processor: ProcessorMixin,
-    source: RecordSource | StreamingSource,
-    batches: LengthGroupedBatches,
-) -> MixtureDataset | StreamingMixtureDataset:
-    """The training set, map-style or streaming as its source."""
-    maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
-    if isinstance(source, StreamingSource):
-        return StreamingMixtureDataset(source, maker, batches)
-    return MixtureDataset(source, maker)
 
 
 def write_data_record(files: Sequence[TrainingFile], path: Path) -> None:

@@ -31,10 +31,7 @@ class C3Trainer(Trainer):
 
     Args:
         model: a `C3ForConditionalGeneration`, or a PEFT model around one.
-        args: training arguments.
         processor: saved with every checkpoint, and used for free-running evaluation.
-        data_collator: makes batches from samples.
-        train_dataset: `MixtureDataset` or `StreamingMixtureDataset`.
         batches: the plan of lengths and batch sizes.
         eval_texts: held-out texts to restore; empty for none.
         num_free_running: texts of a source and ratio restored freely; 0 for none.

@@ -17,12 +17,7 @@ Shown = tuple[Study | None, str, str, str, str]
 
 
 class Page:
-    """A model and what a visitor may ask of it; it remembers nothing of a text.
-
-    Args:
-        pipe: The model.
-        limits: How much, and for how long.
-    """
+    """A model and what a visitor may ask of it; it remembers nothing of a text."""
 
     def __init__(self, pipe: C3Pipeline, limits: Limits):
         self.pipe, self.limits = pipe, limits

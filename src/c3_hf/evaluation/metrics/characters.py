@@ -30,7 +30,6 @@ def character_error_rate(prediction: str, reference: str) -> float:
     Unlike `char_precision` it is not bounded: a prediction that runs on after the text can exceed 1.
 
     Args:
-        prediction: Restored text.
         reference: Original text; an empty one counts as one character, so that the rate stays finite.
 
     Returns:
@@ -50,10 +49,6 @@ def exact_match(prediction: str, reference: str) -> float:
 
 def first_error_position(prediction: str, reference: str) -> float:
     """Share of the reference that comes back before the first wrong, missing or additional character.
-
-    Args:
-        prediction: Restored text.
-        reference: Original text.
 
     Returns:
         A value in [0, 1]; 1 if the prediction begins with the whole reference (what follows it shows in

@@ -8,6 +8,7 @@ everyone else calls recall.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import warnings
@@ -25,14 +26,11 @@ def wordnet_available() -> bool:
     """Whether nltk finds the WordNet corpus that METEOR needs; nothing is downloaded."""
     import nltk
 
-    try:
-        nltk.data.find("corpora/wordnet")
-    except LookupError:
-        try:
-            nltk.data.find("corpora/wordnet.zip")
-        except LookupError:
-            return False
-    return True
+    for name in ("corpora/wordnet", "corpora/wordnet.zip"):
+        with contextlib.suppress(LookupError):
+            nltk.data.find(name)
+            return True
+    return False
 
 
 def fox_tokens(prediction: str, reference: str) -> tuple[list[str], list[str]]:
@@ -68,8 +66,6 @@ def fox(prediction: str, reference: str, meteor: bool = False) -> dict[str, floa
     Sets forget order and number: shuffled text has `fox_precision` 1.
 
     Args:
-        prediction: Model output.
-        reference: Ground truth.
         meteor: Compute METEOR too, which needs nltk's WordNet corpus.
 
     Returns:

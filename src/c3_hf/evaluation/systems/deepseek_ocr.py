@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -22,13 +23,7 @@ MARGIN = 48
 
 
 class PageSystem:
-    """Every segment becomes one page; the model sees the page and a prompt.
-
-    Args:
-        model: An image-text-to-text model of transformers.
-        processor: Its processor.
-        settings: Sizes, limits and font.
-    """
+    """Every segment becomes one page; the model sees the page and a prompt."""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, settings: SystemSettings):
         self.model, self.processor, self.settings = model, processor, settings
@@ -118,7 +113,13 @@ def _set(text: str, path: str, size: int, side: int) -> Image.Image | None:
     capacity = width // height
     wrapped = (part for line in text.expandtabs(4).splitlines() for part in wrap(line, width, face.getlength))
     lines = list(islice(wrapped, capacity + 1))
-    return _drawn(lines, face, height, side) if len(lines) <= capacity else None
+    if len(lines) > capacity:
+        return None
+    page = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + number * height), line, fill="black", font=face)
+    return page
 
 
 def wrap(line: str, width: float, measure: Callable[[str], float]) -> Iterator[str]:
@@ -141,26 +142,11 @@ def wrap(line: str, width: float, measure: Callable[[str], float]) -> Iterator[s
 
 def _fitting(line: str, start: int, width: float, measure: Callable[[str], float]) -> int:
     """Largest number of characters from `start` that fit, at least 1; looks no further than twice as far."""
-    rest = len(line) - start
     high = 1
-    while high < rest and measure(line[start : start + high]) <= width:
+    while start + high < len(line) and measure(line[start : start + high]) <= width:
         high *= 2
-    low, high = 1, min(high, rest)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if measure(line[start : start + middle]) <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _drawn(lines: list[str], face: ImageFont.FreeTypeFont, height: int, side: int) -> Image.Image:
-    page = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(page)
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, MARGIN + number * height), line, fill="black", font=face)
-    return page
+    sizes = range(1, min(high, len(line) - start) + 1)
+    return max(1, bisect_right(sizes, width, key=lambda size: measure(line[start : start + size])))
 
 
 @lru_cache(maxsize=1)

@@ -20,8 +20,6 @@ class LLMLingua2System:
 
     Args:
         compressor: A `llmlingua.PromptCompressor` in LLMLingua-2 mode.
-        reader: Answers from the compressed contexts.
-        settings: Sizes and limits.
     """
 
     def __init__(self, compressor: Any, reader: full_text.FullTextSystem, settings: SystemSettings):

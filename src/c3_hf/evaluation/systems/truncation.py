@@ -12,10 +12,6 @@ class TruncationSystem:
     """Keeps `num_latents` tokens of each segment.
 
     Restoring gives those tokens back as they are: the ceiling of truncation, whatever the decoder's ability to copy.
-
-    Args:
-        reader: Answers from the truncated contexts.
-        settings: Sizes and limits.
     """
 
     def __init__(self, reader: full_text.FullTextSystem, settings: SystemSettings):

@@ -53,10 +53,7 @@ def excerpts(text: str, num_tokens: int, count: int, meter: TokenMeter) -> list[
     """`count` excerpts of `num_tokens` tokens, evenly spaced over `text`, each beginning at the start of a line.
 
     Args:
-        text: A long text.
         num_tokens: Tokens of one excerpt; one that reaches the end of the text may be shorter.
-        count: Number of excerpts.
-        meter: Counts the tokens.
 
     Returns:
         The excerpts in order of their place, none empty.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from c3_hf.evaluation.items import QuestionItem, TokenMeter, read_lines
+from c3_hf.evaluation.items import QuestionItem, TokenMeter, question_of, read_lines
 
 
 _BETWEEN_DOCUMENTS = re.compile(r"\n\n(?=Document \[\d+\]\()")
@@ -14,13 +14,11 @@ _BETWEEN_DOCUMENTS = re.compile(r"\n\n(?=Document \[\d+\]\()")
 def load_multidoc_qa(data: Path, meter: TokenMeter) -> list[QuestionItem]:
     """Questions over ten or so documents, each a context, of which one holds the answer; bin = its place."""
     return [
-        QuestionItem(
-            **line.labels(
-                kind=f"{line.get('n_docs', int)} documents", bin=f"gold at {line.get('gold_position', int)}"
-            ),
-            contexts=tuple(_BETWEEN_DOCUMENTS.split(line.text("text"))),
-            question=line.text("question"),
-            answers=line.texts("answers"),
+        question_of(
+            line,
+            tuple(_BETWEEN_DOCUMENTS.split(line.text("text"))),
+            kind=f"{line.get('n_docs', int)} documents",
+            bin=f"gold at {line.get('gold_position', int)}",
         )
         for line in read_lines(data, "multidoc_qa.jsonl.gz")
     ]
@@ -28,15 +26,7 @@ def load_multidoc_qa(data: Path, meter: TokenMeter) -> list[QuestionItem]:
 
 def load_kv_retrieval(data: Path, meter: TokenMeter) -> list[QuestionItem]:
     """The value of one key of a JSON object of 75 random UUID pairs; the object is one context."""
-    return [
-        QuestionItem(
-            **line.labels(bin=""),
-            contexts=(line.text("text"),),
-            question=line.text("question"),
-            answers=line.texts("answers"),
-        )
-        for line in read_lines(data, "kv_retrieval.jsonl.gz")
-    ]
+    return [question_of(line, (line.text("text"),), bin="") for line in read_lines(data, "kv_retrieval.jsonl.gz")]
 
 
 TASKS = {"multidoc_qa": load_multidoc_qa, "kv_retrieval": load_kv_retrieval}

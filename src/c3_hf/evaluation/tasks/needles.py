@@ -17,7 +17,6 @@ def insert_needles(haystack: str, needles: Iterable[dict]) -> str:
     """`haystack` with each needle after the first sentence end at or behind its depth.
 
     Args:
-        haystack: Any text.
         needles: Records with `text`, `depth` (share of the haystack's length, in [0, 1]) and `lang`. Chinese needles
             are inserted as they are, others between two spaces.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from c3_hf.evaluation.items import DataLine, QuestionItem, RestoreItem, TokenMeter, lines_of
+from c3_hf.evaluation.items import DataLine, QuestionItem, RestoreItem, TokenMeter, lines_of, question_of
 
 
 def load_texts(data: Path, meter: TokenMeter) -> list[RestoreItem]:
@@ -16,12 +16,7 @@ def load_texts(data: Path, meter: TokenMeter) -> list[RestoreItem]:
 def load_questions(data: Path, meter: TokenMeter) -> list[QuestionItem]:
     """Questions: the lines with a `question`, over the line's `contexts` or its one `text`."""
     return [
-        QuestionItem(
-            **line.labels(),
-            contexts=line.texts("contexts") if "contexts" in line.fields else (line.text("text"),),
-            question=line.text("question"),
-            answers=line.texts("answers"),
-        )
+        question_of(line, line.texts("contexts") if "contexts" in line.fields else (line.text("text"),))
         for line in _lines(data)
         if "question" in line.fields
     ]
