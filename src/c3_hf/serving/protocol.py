@@ -136,7 +136,6 @@ class Message(_Form):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | ContextPart, Field(discriminator="type")]]
-    name: str | None = None
 
 
 class StreamOptions(_Form):
@@ -239,6 +238,12 @@ def read_segments(text: str | None, count: int) -> range:
             400, f"`segments` must be one of 0 to {count - 1}, or two with - between them.", "no_segment", "segments"
         )
     return range(first, last + 1)
+
+
+def segment_line(number: int, data: bytes, is_exact: bool) -> bytes:
+    """A restored segment as a line of JSON; bytes that are no UTF-8 come out as U+FFFD."""
+    told = {"segment": number, "text": data.decode("utf-8", "replace"), "exact": is_exact}
+    return json.dumps(told, ensure_ascii=False).encode() + b"\n"
 
 
 def event(data: dict[str, Any] | str) -> bytes:
