@@ -1,7 +1,7 @@
 """Writes the card and the attributions of c3-tiny from its measured results and its training files.
 
-`python -m benchmarks.c3_tiny_card --data-dir TEXTS --machine "one core of a CPU"` fills `README.md` and
-`ATTRIBUTION.md` of the packaged checkpoint.
+`python -m benchmarks.c3_tiny_card --data-dir TEXTS --machine "one H100" --second-machine "one core of a CPU"` fills
+`README.md` and `ATTRIBUTION.md` of the packaged checkpoint.
 """
 
 from __future__ import annotations
@@ -80,10 +80,12 @@ Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repo
 
 Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
-are trained from random weights, by the project's own trainer, for {minutes:.1f} minutes on {machine}.
+are trained by the project's own trainer: from random weights for {minutes:.1f} minutes on {machine}
+(`examples/recipes/c3_tiny.yaml`), then, with more blocks that are filled to the last token, for {more_minutes:.0f}
+minutes on {second_machine} (`examples/recipes/c3_tiny_full_blocks.yaml`).
 
-The recipe is `examples/recipes/c3_tiny.yaml`, the log of the run `benchmarks/results/c3-tiny/log.jsonl`, the hashes of
-the training files `benchmarks/results/c3-tiny/data.json`.
+The logs of both runs are `log.jsonl` and `log_full_blocks.jsonl` in `benchmarks/results/c3-tiny`, the hashes of the
+training files `data.json` there.
 
 Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
 4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
@@ -116,7 +118,8 @@ inputs = processor.apply_chat_template(messages, add_generation_prompt=False, co
 ```
 
 Generated facts ("The access code of the depot at Bergen is 482913.", crates on a ferry, the keeper of a lighthouse),
-hidden in {question_tokens} tokens of held-out fiction, one asked for; right is the rest of the sentence to the letter:
+hidden in {question_tokens} tokens of held-out fiction, one asked for; right is the rest of the sentence to the letter.
+In brackets 95 % intervals. It was trained on questions about one context only:
 
 {questions}
 
@@ -149,22 +152,29 @@ def with_interval(name: str) -> Callable[[dict], str]:
     return show
 
 
-def questions_table(rows: list[dict]) -> str:
-    """Markdown table of the right answers by the number of facts in the text."""
-    lines = ["| facts in the text | right |", "|---|---|"]
-    lines += [f"| {row['facts']} | {row['accuracy']:.0%} (N={row['questions']}) |" for row in rows]
+def questions_table(one: list[dict], several: list[dict]) -> str:
+    """Markdown table of the right answers by the number of facts in the text, from one context and from several."""
+    lines = ["| facts in the text | in one context | in two to four contexts |", "|---|---|---|"]
+    for row, other in zip(one, several):
+        lines.append(f"| {row['facts']} | {share_right(row, 'accuracy')} | {share_right(other, 'accuracy')} |")
     return "\n".join(lines)
+
+
+def share_right(row: dict, name: str) -> str:
+    """A share of the questions or sentences of a row, with its interval and their number."""
+    low, high = row["interval" if name == "accuracy" else f"{name}_interval"]
+    return f"{row[name]:.0%} [{100 * low:.0f}, {100 * high:.0f}] (N={row.get('questions') or row['sentences']})"
 
 
 def sentences_table(rows: list[dict]) -> str:
     """Markdown table of the sentences that came back."""
     following = f"next_{GIVEN_TOKENS}_tokens"
     lines = [f"| text | whole rest to the letter | the next {GIVEN_TOKENS} tokens |", "|---|---|---|"]
-    lines += [f"| {row['kind']} (N={row['sentences']}) | {row['exact']:.0%} | {row[following]:.0%} |" for row in rows]
+    lines += [f"| {row['kind']} | {share_right(row, 'exact')} | {row[following]:.0%} |" for row in rows]
     return "\n".join(lines)
 
 
-def write_card(folder: Path, machine: str) -> None:
+def write_card(folder: Path, machine: str, second_machine: str) -> None:
     """Write README.md and its picture into the checkpoint's folder."""
     summary = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
     items = [json.loads(line) for line in (RESULTS / "items.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -189,7 +199,9 @@ def write_card(folder: Path, machine: str) -> None:
         found=what_it_finds(summary) if "answering" in summary else "",
         family=config.text_config.model_type.capitalize(),
         words=config.text_config.vocab_size,
-        minutes=training_minutes(),
+        minutes=training_minutes("log.jsonl"),
+        more_minutes=training_minutes("log_full_blocks.jsonl"),
+        second_machine=second_machine,
         machine=machine,
         encoder_layers=config.encoder_config.num_hidden_layers,
         decoder_layers=config.text_config.num_hidden_layers,
@@ -219,7 +231,7 @@ def what_it_finds(summary: dict) -> str:
     return FOUND.format(
         find_prompt=FIND_PROMPT,
         question_tokens=NUM_TOKENS,
-        questions=questions_table(summary["answering"]),
+        questions=questions_table(summary["answering"], summary["answering_over_segments"]),
         given=GIVEN_TOKENS,
         sentences=sentences_table(summary["going_on"]),
     )
@@ -234,9 +246,9 @@ def curve(summary: dict) -> dict:
     }
 
 
-def training_minutes() -> float:
-    """Minutes the training took, from its log; each process that went on with it counts from 0."""
-    lines = (RESULTS / "log.jsonl").read_text(encoding="utf-8").splitlines()
+def training_minutes(log: str) -> float:
+    """Minutes a training took, from its log; each process that went on with it counts from 0."""
+    lines = (RESULTS / log).read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     return sum(now for now, later in zip(seconds, [*seconds[1:], 0.0]) if later < now) / 60
 
@@ -292,10 +304,11 @@ def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the training files")
-    parser.add_argument("--machine", required=True, help="what it was trained on, such as 'one core of a CPU'")
+    parser.add_argument("--machine", required=True, help="what it was trained on, such as 'one H100'")
+    parser.add_argument("--second-machine", required=True, help="what the second part ran on, 'one core of a CPU'")
     arguments = parser.parse_args()
     folder = Path(c3_hf.tiny_model_path())
-    write_card(folder, arguments.machine)
+    write_card(folder, arguments.machine, arguments.second_machine)
     write_attribution(folder, arguments.data_dir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from c3_hf.data.records import TrainingExample
 from c3_hf.data.samples import cut_to_tokens
-from c3_hf.data.tasks import answer, find, retrieval_questions
+from c3_hf.data.tasks import TASKS, find, retrieval_questions
 
 
 # Of the context; facts come on top.
@@ -18,22 +19,30 @@ NUM_TOKENS = 300
 GIVEN_TOKENS = 6
 
 
-def measure_questions(model: Any, processor: Any, texts: Sequence[str], num_questions: int) -> list[dict[str, Any]]:
+def measure_questions(
+    model: Any, processor: Any, texts: Sequence[str], num_questions: int, task: str = "answer"
+) -> list[dict[str, Any]]:
     """Questions about generated facts hidden in the texts ("The access code of the depot at ... is"), by their number.
 
-    An answer is right if it is the rest of the sentence, to the letter, and nothing else.
+    With the task "answer_segments" a text comes as two to four contexts, of which one holds the fact. An answer is
+    right if it is the rest of the sentence, to the letter, and nothing else.
     """
     right: dict[int, list[bool]] = {}
     for number in range(num_questions):
         passage = cut_to_tokens(processor.reader, texts[number % len(texts)], NUM_TOKENS)
-        # `answer` draws its facts first.
+        # The task draws its facts first.
         questions = [question for question, _ in retrieval_questions(np.random.default_rng(number))]
-        example = answer(np.random.default_rng(number), passage)
+        example = TASKS[task](np.random.default_rng(number), passage)
         sentence = reply_of(example)
         given = next(question for question in questions if sentence.startswith(question))
         right.setdefault(len(questions), []).append(go_on(model, processor, example, given) == sentence[len(given) :])
     return [
-        {"facts": facts, "questions": len(items), "accuracy": round(float(np.mean(items)), 4)}
+        {
+            "facts": facts,
+            "questions": len(items),
+            "accuracy": round(float(np.mean(items)), 4),
+            "interval": proportion_interval(sum(items), len(items)),
+        }
         for facts, items in sorted(right.items())
     ]
 
@@ -59,8 +68,17 @@ def measure_sentences(model: Any, processor: Any, texts: Sequence[str]) -> dict[
     return {
         "sentences": len(exact),
         "exact": round(float(np.mean(exact)), 4),
+        "exact_interval": proportion_interval(sum(exact), len(exact)),
         f"next_{GIVEN_TOKENS}_tokens": round(float(np.mean(begun)), 4),
     }
+
+
+def proportion_interval(right: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), which is not empty where none or all are right, as a bootstrap's is."""
+    z, share = 1.96, right / total
+    middle, reach = share + z**2 / (2 * total), z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    ends = [(middle + side * reach) / (1 + z**2 / total) for side in (-1, 1)]
+    return round(max(0.0, ends[0]), 4), round(min(1.0, ends[1]), 4)
 
 
 def reply_of(example: TrainingExample) -> str:

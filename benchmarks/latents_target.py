@@ -1,6 +1,7 @@
 """Segment lengths chosen for a target fidelity against fixed lengths: latents needed for the same worst segment.
 
-`python -m benchmarks.latents_target --data DATA`: one document of books, code, tables and random strings.
+`python -m benchmarks.latents_target --data DATA`: a document each of a book, code, tables, random strings and words in
+scripts that the model in the package was not trained on, and one of all of them.
 
 The longest segment is by default what the model was made for, the fixed lengths are shares of it.
 """
@@ -12,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from c3_hf import CompressedContext, compress
 
 from .latents_setup import data_hash, load, parser, records, texts, write_record
@@ -19,6 +22,8 @@ from .latents_setup import data_hash, load, parser, records, texts, write_record
 
 # Fixed lengths, of the longest.
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+# First and last letters: Cyrillic, Greek, Arabic, Thai.
+SCRIPTS = ("\u0430\u044f", "\u03b1\u03c9", "\u0627\u064a", "\u0e01\u0e2e")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,8 +68,16 @@ def documents(options: Any) -> dict[str, str]:
         "code": next(book["text"] for book in books if "networkx" in book["source"].lower())[50_000 : 50_000 + size],
         "tables": "\n".join(texts(options, "tables"))[:size],
         "random strings": "\n".join(texts(options, "random"))[:size],
+        "other scripts": "\n".join(random_words(script, size // len(SCRIPTS)) for script in SCRIPTS),
     }
     return {**found, "all": "\n\n".join(found.values())}
+
+
+def random_words(script: str, characters: int) -> str:
+    """About so many characters of words of random letters of one script."""
+    rng, (first, last) = np.random.default_rng(0), map(ord, script)
+    sizes = rng.integers(2, 10, characters // 6)
+    return " ".join("".join(map(chr, rng.integers(first, last + 1, size))) for size in sizes)
 
 
 def describe(context: CompressedContext) -> dict[str, Any]:

@@ -206,14 +206,16 @@ def main() -> None:
     draw(summary["restoring"], arguments.output / "curve.png")
     for row in summary["restoring"]:
         print(f"{row['kind']:24s} {row['ratio']:3d}x n={row['num_items']} {[row[name] for name in MEANS]}")
-    print({name: value for name, value in summary.items() if name in ("answering", "going_on")})
+    print({name: value for name, value in summary.items() if name.startswith(("answering", "going_on"))})
 
 
 def finding(pipe: C3Pipeline, data_dir: Path, num_questions: int) -> dict[str, Any]:
     """What a model that was trained to find sentences finds; shuffled words have none."""
     asked = pipe.model, pipe.processor
+    texts = texts_of(data_dir, KINDS[0])
     return {
-        "answering": measure_questions(*asked, texts_of(data_dir, KINDS[0]), num_questions),
+        "answering": measure_questions(*asked, texts, num_questions),
+        "answering_over_segments": measure_questions(*asked, texts, num_questions, "answer_segments"),
         "going_on": [{"kind": kind[0], **measure_sentences(*asked, texts_of(data_dir, kind))} for kind in KINDS[:3]],
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.finding import proportion_interval
 from benchmarks.latents_setup import restore_blocks
 from benchmarks.restoring_by_ratio import KINDS, RANDOM, held_out_items, pieces_of
 
@@ -128,12 +129,14 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert summary["restoring"][0]["characters_a_latent"] == 4
 
     (tmp_path / "measured" / "log.jsonl").write_text('{"seconds": 90.0}\n{"seconds": 120.0}\n{"seconds": 60.0}\n')
+    (tmp_path / "measured" / "log_full_blocks.jsonl").write_text('{"seconds": 300.0}\n')
     monkeypatch.setattr(c3_tiny_card, "RESULTS", tmp_path / "measured")
     monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "none")
     folder = Path(model_path)
-    c3_tiny_card.write_card(folder, "one core")
+    c3_tiny_card.write_card(folder, "one GPU", "one core")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "for 3.0 minutes on one core" in card
+    assert "for 3.0 minutes on one GPU" in card
+    assert "for 5\nminutes on one core" in card
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
     assert "second training" not in card
@@ -141,6 +144,19 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
     monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
     assert "Character precision of a second training, with another seed" in c3_tiny_card.second_training()
+
+
+def test_shares_of_right_answers_have_wilsons_interval():
+    # The ends of prop.test(..., correct = FALSE) in R.
+    assert proportion_interval(1, 10) == (0.0179, 0.4042)
+    assert proportion_interval(0, 10) == (0.0, 0.2775)
+    assert proportion_interval(10, 10) == (0.7225, 1.0)
+
+
+def test_questions_over_segments_have_their_own_column():
+    rows = [{"facts": 1, "questions": 10, "accuracy": 0.1, "interval": [0.0179, 0.4042]}]
+    table = c3_tiny_card.questions_table(rows, [{**rows[0], "accuracy": 0.0, "interval": [0.0, 0.2775]}])
+    assert table.splitlines()[-1] == "| 1 | 10% [2, 40] (N=10) | 0% [0, 28] (N=10) |"
 
 
 def test_fidelity_fits_one_half_of_the_texts_and_saves_what_it_fitted(data, model_path, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def dataset(processor, text_files):
     maker = ExampleMaker(
         processor.tokenizer,
         SCHEDULE,
-        {"restore": 0.6, "continue": 0.2, "answer": 0.2},
+        {"restore": 0.6, "continue": 0.1, "answer": 0.2, "answer_segments": 0.1},
         {"plain": 0.5, "shuffled_words": 0.25, "digits": 0.25},
     )
     return MixtureDataset(RecordSource(text_files), maker)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -47,6 +48,30 @@ def test_answer_hides_facts_and_asks_for_one(seed):
     assert context == TEXT
     cities = [fact.split(" is ")[0].split()[-1] for fact in facts]
     assert len(set(cities)) == len(cities)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_question_over_segments_has_its_fact_in_one_of_them(seed):
+    example = TASKS["answer_segments"](np.random.default_rng(seed), TEXT)
+    *contexts, prompt = example.messages[0]["content"]
+    assert {part["type"] for part in contexts} == {"context"}
+    assert 2 <= len(contexts) <= 4
+    assert all(part["text"] for part in contexts)
+    assert prompt == {"type": "text", "text": "Find the sentence: "}
+    reply = example.messages[1]["content"][0]["text"]
+    assert [reply in part["text"] for part in contexts].count(True) == 1
+    assert reply not in TEXT
+    whole = "".join(part["text"] for part in contexts)
+    assert FACT.sub("", whole) == TEXT
+    # Facts and places are those of the question over one context.
+    assert whole == parts(TASKS["answer"](np.random.default_rng(seed), TEXT))[0]
+
+
+def test_a_text_of_one_word_is_cut_into_the_segments_it_has():
+    example = TASKS["answer_segments"](np.random.default_rng(3), "word")
+    contexts = [part["text"] for part in example.messages[0]["content"][:-1]]
+    assert contexts[-1].endswith("word")
+    assert len(contexts) >= 2
 
 
 def test_facts_fit_into_the_room_that_is_kept_for_them():
@@ -100,6 +125,20 @@ def test_shuffling_keeps_what_it_shuffles(passage, processor):
     assert shuffled != passage
 
 
+def test_scripts_are_words_of_one_script_or_of_many(processor):
+    seen = []
+    for seed in range(40):
+        text = TEXT_KINDS["scripts"](Draw(np.random.default_rng(seed), TEXT, 60, processor.tokenizer))
+        assert text.encode().decode() == text
+        assert len(text.split()) > 5
+        assert len(processor.tokenize_context(text)) >= 60
+        seen.append({unicodedata.name(letter, "UNASSIGNED").split()[0] for letter in text if letter != " "})
+    # Of one script whose letters all begin alike, such as "CYRILLIC SMALL LETTER A"; of several otherwise.
+    assert 5 < sum(len(names) <= 2 for names in seen) < 30
+    assert {"CYRILLIC", "ARABIC", "THAI", "HANGUL", "CJK"} < set().union(*seen)
+
+
 def test_a_model_says_what_its_tasks_trained_it_to_be_asked():
     assert saved_prompts({"restore": 1.0, "find": 0.0}) == {}
-    assert saved_prompts({"restore": 1.0, "answer": 0.5}) == saved_prompts({"find": 1.0}) == {"find": FIND_PROMPT}
+    for task in ("find", "answer", "answer_segments"):
+        assert saved_prompts({"restore": 1.0, task: 0.5}) == {"find": FIND_PROMPT}

@@ -47,6 +47,7 @@ def test_overrides(write_recipe, recipe):
         ({"model_name_or_path": "x"}, "must be left out: the checkpoint has its own"),
         ({"token_noise": 1.5}, "`token_noise` must lie between 0 and 1, got 1.5"),
         ({"long_share": -1}, "`long_share` must lie between 0 and 1, got -1"),
+        ({"full_share": 2}, "`full_share` must lie between 0 and 1, got 2"),
         ({"decoder_lr_ratio": 0}, "`decoder_lr_ratio` must be positive, got 0"),
         ({"distillation_weight": -1}, "`distillation_weight` must not be negative, got -1"),
         ({"readout_weight": -1}, "`readout_weight` must not be negative, got -1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -136,6 +137,23 @@ def test_the_share_of_low_strides_follows_its_curve():
     schedule = LengthSchedule(8, [(0, 320)], **options)
     assert {schedule.stride_at(step) for step in range(101)} == {10}
     assert {schedule.stride_at(step) for step in range(101, 400)} == set(range(1, 11))
+
+
+def test_a_share_of_the_lengths_fills_the_block():
+    rng = np.random.default_rng(0)
+
+    def full(share: float) -> tuple[float, float]:
+        schedule = LengthSchedule(8, [(0, 640)], num_latents=32, long_share=1.0, full_share=share)
+        steps = [(schedule.length_at(step), 32 * schedule.stride_at(step)) for step in range(600)]
+        samples = [(schedule.draw(rng, length), most) for length, most in steps]
+        assert all(drawn <= most for drawn, most in samples)
+        return tuple(sum(length == most for length, most in pairs) / 600 for pairs in (steps, samples))
+
+    # Without one, a block is filled by the sixteenth part of the lengths that are rounded up to it.
+    assert full(0.0)[1] < 0.04
+    of_steps, of_samples = full(0.6)
+    assert of_steps > 0.6
+    assert 0.35 < of_samples < 0.5
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

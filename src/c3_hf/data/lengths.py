@@ -53,13 +53,13 @@ class LengthSchedule:
             texts, so strides may grow before lengths do.
         low_stride_share: `(step, share)` pairs, interpolated likewise: share of the steps (0 to 1) whose latents stand
             for any number of tokens up to the most, evenly; in the others they stand for the most.
-        full_share: share (0 to 1) of the long steps that go to the ceiling itself, and of the samples of each step that
-            fill its length to the last token. Texts beyond a block are cut into full ones, whose end nothing but their
-            length tells: drawn evenly, lengths end there in under a hundredth of the samples.
+        full_share: share (0 to 1) of the long steps that go to the ceiling itself, and of the samples of each step
+            that fill its length to the last token. Long texts are cut into full blocks, whose end nothing but their
+            length tells; drawn evenly, under a hundredth of the samples end there.
 
     Raises:
-        ValueError: for a curve that is empty, out of order or below its least value, a share outside 0 to 1, a
-            non-positive `multiple`, or strides without latents.
+        ValueError: for a curve that is empty, out of order or below its least value, a share above 1, a non-positive
+            `multiple`, or strides without latents.
     """
 
     def __init__(
@@ -95,8 +95,6 @@ class LengthSchedule:
                 "`stride_ceiling` was given, but the latents of this model have no stride (`latent_stride`). Leave it "
                 "out."
             )
-        if not 0 <= full_share <= 1:
-            raise ValueError(f"`full_share` must lie between 0 and 1, got {full_share}.")
         if min_tokens < 1 or multiple < 1:
             raise ValueError(f"`min_tokens` and `multiple` must be positive, got {min_tokens} and {multiple}.")
         self.min_tokens = min_tokens

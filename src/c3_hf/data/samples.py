@@ -84,7 +84,7 @@ class ExampleMaker:
         if kind != "plain":
             text = TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.reader))
             passage = cut_to_tokens(self.reader, text, num_tokens)
-        elif task == "answer":
+        elif task in ("answer", "answer_segments"):
             passage = cut_to_tokens(self.reader, passage, max(1, num_tokens - FACT_TOKENS))
         return Sample(TASKS[task](rng, passage), key)
 

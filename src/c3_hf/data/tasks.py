@@ -12,7 +12,7 @@ import itertools
 import re
 import string
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -26,9 +26,11 @@ from .records import TrainingExample
 CONTINUE_PROMPT = "Continue the text: "
 # The reply is a sentence of the context; who asks gives its beginning, as that of the assistant's message.
 FIND_PROMPT = "Find the sentence: "
-# Room the "answer" task leaves for its facts, in tokens of a small vocabulary, and the most facts of a context.
+# Room the tasks of questions leave for their facts, in tokens of a small vocabulary, and the most facts of a text.
 FACT_TOKENS = 75
 MAX_FACTS = 3
+# Most contexts that a text is cut into where a question goes over several.
+MAX_SEGMENTS = 4
 
 _SENTENCE_END = re.compile(r"[.!?]+[”’\"')]*\s+|[。！？]+[”’」』]*\s*|\n+")
 # Shorter sentences are hardly found by their beginning.
@@ -52,7 +54,7 @@ _LAST_NAMES = (
 
 def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
     """What a model trained on `tasks` (weights by name) can be asked, as `C3Processor.prompts` holds it."""
-    return {"find": FIND_PROMPT} if tasks.get("find") or tasks.get("answer") else {}
+    return {"find": FIND_PROMPT} if any(tasks.get(task) for task in ("find", "answer", "answer_segments")) else {}
 
 
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -77,12 +79,28 @@ def find(rng: np.random.Generator, text: str) -> TrainingExample:
 
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
     """Generated facts, one to `MAX_FACTS`, are hidden between the sentences of the text, and one is asked for."""
+    sentences, reply = _with_facts(rng, text)
+    return _example("".join(sentences), FIND_PROMPT, reply, "answer")
+
+
+def answer_segments(rng: np.random.Generator, text: str) -> TrainingExample:
+    """As `answer`, but the text comes as two to `MAX_SEGMENTS` contexts, cut between its sentences."""
+    sentences, reply = _with_facts(rng, text)
+    num_segments = min(int(rng.integers(2, MAX_SEGMENTS + 1)), len(sentences))
+    ends = [len(sentences) * number // num_segments for number in range(num_segments + 1)]
+    contexts = ["".join(sentences[start:end]) for start, end in itertools.pairwise(ends)]
+    return _example(contexts, FIND_PROMPT, reply, "answer_segments")
+
+
+def _with_facts(rng: np.random.Generator, text: str) -> tuple[list[str], str]:
+    """The sentences of a text with facts between them, and the fact asked for."""
     facts = [f"{question} {value}." for question, value in retrieval_questions(rng)]
     sentences = _sentences(text)
     places = sorted(rng.integers(len(sentences), size=len(facts)), reverse=True)
     for place, fact in zip(places, facts):
         sentences.insert(place, f"{fact} ")
-    return _example("".join(sentences), FIND_PROMPT, facts[int(rng.integers(len(facts)))], "answer")
+    asked_for = facts[int(rng.integers(len(facts)))]
+    return [sentence for sentence in sentences if sentence], asked_for
 
 
 def _sentences(text: str) -> list[str]:
@@ -106,14 +124,16 @@ def _retrieval_question(rng: np.random.Generator, city: str) -> tuple[str, str]:
     return f"The keeper of the lighthouse at {city} is", f"{rng.choice(_FIRST_NAMES)} {rng.choice(_LAST_NAMES)}"
 
 
-def _example(context: str, prompt: str, reply: str, task: str) -> TrainingExample:
-    user = {"role": "user", "content": [{"type": "context", "text": context}, {"type": "text", "text": prompt}]}
+def _example(context: str | Sequence[str], prompt: str, reply: str, task: str) -> TrainingExample:
+    contexts = [context] if isinstance(context, str) else context
+    parts = [{"type": "context", "text": text} for text in contexts]
+    user = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
     return TrainingExample((user, assistant), (False, True), task)
 
 
 TASKS: Mapping[str, Callable[[np.random.Generator, str], TrainingExample]] = MappingProxyType(
-    {"restore": restore, "continue": continue_text, "find": find, "answer": answer}
+    {"restore": restore, "continue": continue_text, "find": find, "answer": answer, "answer_segments": answer_segments}
 )
 
 
@@ -121,6 +141,24 @@ _IDENTIFIERS = (
     "data index value result count total name path line text key item node left right size width first last start end "
     "offset buffer token self other args config state error message parent child cache batch order user row column"
 ).split()
+# First and last code points: most of these letters and signs are several tokens of a small vocabulary, which has bytes
+# for them that other text hardly shows.
+_SCRIPTS = (
+    (0x00A1, 0x024F),  # Latin with marks
+    (0x0391, 0x03C9),  # Greek
+    (0x0410, 0x044F),  # Cyrillic
+    (0x05D0, 0x05EA),  # Hebrew
+    (0x0621, 0x064A),  # Arabic
+    (0x0904, 0x0939),  # Devanagari
+    (0x0E01, 0x0E2E),  # Thai
+    (0x10D0, 0x10F0),  # Georgian
+    (0x2010, 0x2BFF),  # punctuation, arrows, mathematics, boxes, signs
+    (0x3041, 0x30FE),  # kana
+    (0x4E00, 0x9FFF),  # Han
+    (0xAC00, 0xD7A3),  # Hangul
+    (0xFF01, 0xFFFD),  # full and half width
+    (0x1F300, 0x1FAFF),  # emoji
+)
 _VERBS = "get set load save read write find make update check parse build add remove open close merge split".split()
 
 
@@ -202,6 +240,18 @@ def punctuation(draw: Draw) -> str:
     return "".join(draw.rng.choice(list(string.printable[:95] + "\n\t"), 2 * draw.num_tokens + 8))
 
 
+def scripts(draw: Draw) -> str:
+    """Words of random characters of `_SCRIPTS`: all words of one script, or each of another."""
+    one = draw.rng.random() < 0.5
+    words, length, (first, last) = [], 0, draw.rng.choice(_SCRIPTS)
+    while length <= draw.num_tokens:
+        if not one:
+            first, last = draw.rng.choice(_SCRIPTS)
+        words.append("".join(map(chr, draw.rng.integers(first, last + 1, draw.rng.integers(1, 11)))))
+        length += len(words[-1])
+    return " ".join(words)
+
+
 def code_like(draw: Draw) -> str:
     """Indented statements over random identifiers and numbers, in the look of Python, C or JSON."""
     lines, length, style = [], 0, int(draw.rng.integers(3))
@@ -276,6 +326,7 @@ TEXT_KINDS: Mapping[str, Callable[[Draw], str]] = MappingProxyType(
         "base64": base64_text,
         "letters": letters,
         "punctuation": punctuation,
+        "scripts": scripts,
         "code_like": code_like,
         "table_like": table_like,
     }

@@ -106,7 +106,8 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder that train_files lie in."})
     streaming: bool = field(default=False, metadata={"help": "Stream the files instead of indexing them first."})
     tasks: dict[str, float] = field(
-        default_factory=lambda: {"restore": 1.0}, metadata={"help": "Weights of restore, continue, find, answer."}
+        default_factory=lambda: {"restore": 1.0},
+        metadata={"help": "Weights of restore, continue, find, answer, answer_segments."},
     )
     text_kinds: dict[str, float] = field(
         default_factory=lambda: {"plain": 1.0}, metadata={"help": "Weights of the kinds of text to restore."}
@@ -135,7 +136,7 @@ class DataArguments:
     length_multiple: int = field(default=16, metadata={"help": "Contexts are padded to multiples of this."})
     long_share: float = field(default=0.4, metadata={"help": "Share of steps with contexts near the ceiling."})
     full_share: float = field(
-        default=0.0, metadata={"help": "Share of these that go to the ceiling, and of samples of exactly a step's length."}
+        default=0.0, metadata={"help": "Share of these at the ceiling itself, and of samples as long as their step."}
     )
     max_context_tokens: int = field(
         default=8192, metadata={"help": "Longer contexts of given messages are over-long."}
