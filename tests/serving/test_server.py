@@ -94,6 +94,11 @@ def test_other_options_are_another_context(fresh, http):
         200,
         {**post(http, live, TEXT)[1], "id": ids[0]},
     )
+    # Both words give one length.
+    by_ratio = post(http, live, TEXT, ratio=2)[1]["id"]
+    assert by_ratio not in ids
+    assert post(http, live, TEXT, segment_length=2 * live.pipe.model.config.num_latents)[1]["id"] == by_ratio
+    assert http(live).delete(f"/v1/contexts/{by_ratio}").status_code == 200
     listed = http(live).get("/v1/contexts").json()["data"]
     assert listed[0] == {"id": ids[0], "object": "context"}
     assert {entry["id"] for entry in listed} == set(ids)
@@ -239,6 +244,7 @@ def test_what_cannot_be_had_is_refused_in_openai_s_form(live, client, changes, k
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ({"text": TEXT, "ratio": 21}, "`ratio` must be at most 20"),
         ({"text": TEXT, "segment_length": 3}, "`segment_length` must be at least 16"),
         ({"text": TEXT, "dtype": "float64"}, "`dtype`: Input should be 'float32', 'bfloat16' or 'int8'"),
         ({"text": TEXT, "colour": 1}, "`colour`: Extra inputs are not permitted"),

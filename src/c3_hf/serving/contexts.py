@@ -300,6 +300,7 @@ class Contexts:
 def _options_of(form: CompressionForm) -> dict[str, Any]:
     """The options of `compress` that a form asks for."""
     return {
+        "ratio": form.ratio,
         "segment_length": form.segment_length,
         "latent_dtype": getattr(torch, form.dtype),
         "verify": form.verify,

@@ -89,6 +89,7 @@ class _Form(BaseModel):
 class CompressionForm(_Form):
     """Options of `compress` that a client may set; a context is measured (`verify`) unless it says no."""
 
+    ratio: int | None = None
     segment_length: int | None = None
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     verify: bool = True
