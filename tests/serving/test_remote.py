@@ -16,6 +16,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs the extra serve")
 
 from c3_hf.cli import main
+from c3_hf.cli.remote import Remote
 
 from .conftest import served
 
@@ -77,6 +78,33 @@ def test_ask_is_what_it_is_without_a_server(call, pipe, tmp_path, monkeypatch, c
     for words in (["story.c3"], [context_id], [context_id, "--segments", "0"]):
         assert call("ask", *words, "--start", "The night train") == 0
         assert capsys.readouterr() == here
+
+
+def test_neighbouring_segments_are_restored_by_one_request(call, pipe, tmp_path, monkeypatch, capsys):
+    story = f"{STORY} A boat came in with the tide, and nobody spoke. At noon the baker closed his shop for good."
+    (tmp_path / "long.txt").write_text(story)
+    assert call("compress", "long.txt", "--segment-length", "16") == 0
+    context_id = capsys.readouterr().out.split()[0]
+    context = pipe.compress(story, segment_length=16)
+    assert len(context) > 3
+    texts = [pipe.restore(segment).text for segment in context]
+    asked, request = [], Remote._request
+
+    def noted(self, method, path, **options):
+        if path.endswith("/text"):
+            asked.append(options["params"]["segments"])
+        return request(self, method, path, **options)
+
+    monkeypatch.setattr(Remote, "_request", noted)
+    monkeypatch.setitem(pipe.processor.prompts, "find", pipe.processor.prompts["restore"])
+    last = len(context) - 1
+    for words, queries in (([], [f"0-{last}"]), (["--segments", f"0-1,{last}"], ["0-1", f"{last}-{last}"])):
+        assert call("ask", context_id, "--start", texts[last][:12], *words) == 0
+        output = capsys.readouterr()
+        assert output.out == texts[last] + "\n"
+        assert f"used: segment {last} of 0 to {last}" in output.err
+        assert asked == queries
+        asked.clear()
 
 
 def test_a_free_question_is_streamed_with_all_contexts(start, tmp_path, monkeypatch, capsys, random_pipe):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the extra test")
+
+from c3_hf.cli import main  # noqa: E402
 
 from .conftest import TEXT, ask, served, slowed, wait_until  # noqa: E402
 
@@ -90,6 +94,11 @@ def test_other_options_are_another_context(fresh, http):
         200,
         {**post(http, live, TEXT)[1], "id": ids[0]},
     )
+    # Both words give one length.
+    by_ratio = post(http, live, TEXT, ratio=2)[1]["id"]
+    assert by_ratio not in ids
+    assert post(http, live, TEXT, segment_length=2 * live.pipe.model.config.num_latents)[1]["id"] == by_ratio
+    assert http(live).delete(f"/v1/contexts/{by_ratio}").status_code == 200
     listed = http(live).get("/v1/contexts").json()["data"]
     assert listed[0] == {"id": ids[0], "object": "context"}
     assert {entry["id"] for entry in listed} == set(ids)
@@ -149,6 +158,18 @@ def test_a_segment_of_a_longer_text(live, client, http, pipe):
     part = http(live).get(f"/v1/contexts/{context['id']}/text", params={"segments": "1-2"}).text
     assert part
     assert part in answer.text
+    lines = http(live).get(f"/v1/contexts/{context['id']}/text", params={"format": "jsonl"})
+    assert lines.headers["content-type"] == "application/jsonl"
+    segments = [json.loads(line) for line in lines.text.splitlines()]
+    assert [segment["segment"] for segment in segments] == list(range(context["segments"]))
+    assert "".join(segment["text"] for segment in segments) == restored.text
+    assert tuple(segment["exact"] for segment in segments) == restored.exact_segments
+    query = {"segments": "1-2", "format": "jsonl"}
+    lines = http(live).get(f"/v1/contexts/{context['id']}/text", params=query)
+    assert [json.loads(line) for line in lines.text.splitlines()] == segments[1:3]
+    refused = http(live).get(f"/v1/contexts/{context['id']}/text", params={"format": "xml"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "`format` must be text or jsonl."
     chosen = {"type": "context", "id": context["id"], "segments": [1]}
     reply = client(live).chat.completions.create(model="c3-tiny", messages=ask(chosen, REPEAT))
     assert part.startswith(reply.choices[0].message.content)
@@ -209,6 +230,7 @@ def test_models_and_health(live, client, http):
         ({"n": 9}, Bad, r"a request may ask for 8 replies \(`n` times prompts\)"),
         ({"temperature": 3}, Bad, "`temperature`: Input should be less than or equal to 2"),
         ({"logprobs": True}, Bad, "`logprobs` is not known here, or cannot be had"),
+        ({"messages": [{**ask("Hi")[0], "name": "Ada"}]}, Bad, r"`messages\.0\.name`: Extra inputs are not permitted"),
         ({"stop": ["a"] * 5}, Bad, "`stop` must be up to 4 strings"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, Bad, r"`messages\.0"),
     ],
@@ -222,6 +244,7 @@ def test_what_cannot_be_had_is_refused_in_openai_s_form(live, client, changes, k
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ({"text": TEXT, "ratio": 21}, "`ratio` must be at most 20"),
         ({"text": TEXT, "segment_length": 3}, "`segment_length` must be at least 16"),
         ({"text": TEXT, "dtype": "float64"}, "`dtype`: Input should be 'float32', 'bfloat16' or 'int8'"),
         ({"text": TEXT, "colour": 1}, "`colour`: Extra inputs are not permitted"),
@@ -265,7 +288,7 @@ def test_a_context_is_deleted(live, http):
     assert http(live).get(path + "/text").status_code == 404
 
 
-def test_a_long_text_in_the_background_says_how_far_it_is(start, random_pipe, http):
+def test_a_long_text_in_the_background_says_how_far_it_is(start, random_pipe, http, monkeypatch, capsys):
     live = start(random_pipe)
     body = {"text": "some words of a text. " * 4000, "background": True, "verify": False}
     with slowed(random_pipe.model.model.encoder):
@@ -277,3 +300,9 @@ def test_a_long_text_in_the_background_says_how_far_it_is(start, random_pipe, ht
         # What is short does not wait for it.
         assert http(live).post("/v1/completions", json={"prompt": "The", "max_tokens": 1}).status_code == 200
         assert http(live).get(path).json()["status"] == "compressing"
+        chat = {"messages": ask({"type": "context", "id": answer.json()["id"]}, "?")}
+        for told in (http(live).get(path + "/text"), http(live).post("/v1/chat/completions", json=chat)):
+            assert (told.status_code, told.json()["error"]["code"]) == (409, "context_not_ready")
+        monkeypatch.setitem(random_pipe.processor.prompts, "ask", "Q: ")
+        assert main(["ask", answer.json()["id"], "Who?", "--server", live.url]) == 1
+        assert "is still being compressed; ask again when it is done" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def _ask_server(
         raise ValueError(f"`segments` must name some of 0 to {len(places) - 1}, got {chosen}.")
     text, reason = "", None
     if prompt == "find":
-        texts = [server.text(*places[index]) for index in chosen]
+        texts = _texts(server, [places[index] for index in chosen])
         place = find_place(args.start, texts)
         chosen, text, reason = [chosen[place]], texts[place], "it holds the words of `start`"
     parts: list[dict[str, Any]] = [{"type": "context", "id": places[i][0], "segments": [places[i][1]]} for i in chosen]
@@ -137,6 +137,17 @@ def _ask_server(
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _texts(server: Remote, places: list[tuple[str, int]]) -> list[str]:
+    """The texts of segments, given by context and number; neighbours are asked for at once."""
+    runs: list[tuple[str, int, int]] = []
+    for name, index in places:
+        if runs and runs[-1][0] == name and runs[-1][2] == index - 1:
+            runs[-1] = (name, runs[-1][1], index)
+        else:
+            runs.append((name, index, index))
+    return [text for run in runs for text in server.texts(*run)]
 
 
 def _send(server: Remote, name: str) -> str:

@@ -84,13 +84,20 @@ class Remote:
         return self._told(self._request("POST", "/contexts", files={"file": (name, file)}, data=fields), "id")
 
     def describe(self, context_id: str) -> dict[str, Any]:
-        """What the server says of a context."""
-        return self._told(self._request("GET", f"/contexts/{context_id}"), "segments")
+        """What the server says of a context that is ready."""
+        told = self._told(self._request("GET", f"/contexts/{context_id}"), "status")
+        if told["status"] != "ready":
+            raise ValueError(f"{self.url}: {context_id} is still being compressed; ask again when it is done.")
+        return told
 
-    def text(self, context_id: str, segment: int) -> str:
-        """The text of a segment."""
-        answer = self._request("GET", f"/contexts/{context_id}/text", params={"segments": segment})
-        return answer.content.decode("utf-8", "replace")
+    def texts(self, context_id: str, first: int, last: int) -> list[str]:
+        """The texts of segments, both ends included, which the server restores together."""
+        query = {"segments": f"{first}-{last}", "format": "jsonl"}
+        answer = self._request("GET", f"/contexts/{context_id}/text", params=query)
+        try:
+            return [json.loads(line)["text"] for line in answer.content.splitlines()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._another("its segments are no lines of JSON") from error
 
     def prompts(self) -> dict[str, str]:
         """What the server's model was trained for."""

@@ -33,6 +33,7 @@ from .protocol import (
     event,
     read_form,
     read_segments,
+    segment_line,
 )
 from .replies import Engine, Piece
 from .store import SUFFIX, ContextStore
@@ -242,20 +243,27 @@ class Server:
         await asyncio.to_thread(self._contexts.store.delete, context_id)
         return {"id": context_id, "object": "context", "deleted": True}
 
-    async def get_text(self, context_id: str, segments: str | None = None) -> Response:
-        """The text of a context, or of some segments of it, streamed."""
-        context = await asyncio.to_thread(self._contexts.store.open, context_id)
+    async def get_text(self, context_id: str, segments: str | None = None, format: str = "text") -> Response:
+        """The text of a context, or of some segments of it, streamed: as it is, or a line of JSON for each segment."""
+        if format not in ("text", "jsonl"):
+            raise ApiError(400, "`format` must be text or jsonl.", "invalid_format", "format")
+        context = await self._contexts.open(context_id)
         chosen = read_segments(segments, len(context))
         pieces = self._contexts.restored(context_id, context[chosen.start : chosen.stop])
-        first = await anext(pieces, b"")
+        first: list[tuple[bytes, bool]] = await anext(pieces, [])
 
-        async def all_pieces() -> AsyncGenerator[bytes, None]:
+        async def written() -> AsyncGenerator[bytes, None]:
+            some, numbers = first, iter(chosen)
             async with aclosing(pieces):
-                yield first
-                async for piece in pieces:
-                    yield piece
+                while some:
+                    if format == "text":
+                        yield b"".join(data for data, _ in some)
+                    else:
+                        yield b"".join(segment_line(next(numbers), *piece) for piece in some)
+                    some = await anext(pieces, [])
 
-        return ClosingStream(all_pieces(), media_type="text/plain; charset=utf-8")
+        kind = "text/plain; charset=utf-8" if format == "text" else "application/jsonl"
+        return ClosingStream(written(), media_type=kind)
 
 
 def create_app(

@@ -136,30 +136,46 @@ class Contexts:
         job = self._jobs.get(context_id)
         if job is not None:
             return self._describe_job(context_id, job)
-        if context_id in self._failures and context_id not in self.store:
-            raise self._failures[context_id]
-        return _description(context_id, await asyncio.to_thread(self.store.open, context_id))
+        return _description(context_id, await self.open(context_id))
 
-    async def restored(self, context_id: str, context: CompressedContext) -> AsyncGenerator[bytes, None]:
-        """The text of a context, a few segments at a time: the next are restored when these have been read.
+    async def open(self, context_id: str) -> CompressedContext:
+        """A context that is ready.
+
+        Raises:
+            ApiError: See [`ContextStore.open`]; 409 while it is compressed, or why that failed in the background.
+        """
+        if context_id not in self.store:
+            if context_id in self._jobs:
+                message = "this context is still being compressed; ask it when its `status` is ready."
+                raise ApiError(409, message, "context_not_ready", "id", retry=True)
+            if context_id in self._failures:
+                raise self._failures[context_id]
+        return await asyncio.to_thread(self.store.open, context_id)
+
+    async def restored(
+        self, context_id: str, context: CompressedContext
+    ) -> AsyncGenerator[list[tuple[bytes, bool]], None]:
+        """The segments of a context, a few at a time: the next are restored when these have been read.
+
+        Yields:
+            As [`iter_restored`]: the bytes of each segment, and whether they are the source's.
 
         Raises:
             ApiError: 429, or 500 if the file is damaged or does not come out right here.
         """
         # Only the beginning takes a place: one that is read slowly shall not hold it.
         with self.places.taken():
-            data = await self._restore(context_id, context[:_BATCH])
-        yield data
+            first = await self._restore(context_id, context[:_BATCH])
+        yield first
         for start in range(_BATCH, len(context), _BATCH):
             yield await self._restore(context_id, context[start : start + _BATCH])
 
-    async def _restore(self, context_id: str, some: CompressedContext) -> bytes:
+    async def _restore(self, context_id: str, some: CompressedContext) -> list[tuple[bytes, bool]]:
         try:
-            pieces = await self._thread.run(lambda: list(self._pipe.iter_restored(some, batch_size=_BATCH)))
+            return await self._thread.run(lambda: list(self._pipe.iter_restored(some, batch_size=_BATCH)))
         except ValueError as error:
             message = str(error).replace(str(self.store.path(context_id)), context_id)
             raise ApiError(500, message, "context_damaged") from error
-        return b"".join(data for data, _ in pieces)
 
     async def latents_of(self, part: ContextPart) -> Latents:
         """A context of a request, ready for the prompt.
@@ -170,7 +186,7 @@ class Contexts:
         if part.text is not None:
             context = await self._compressed(part.text)
         else:
-            context = await asyncio.to_thread(self.store.open, str(part.id))
+            context = await self.open(str(part.id))
         chosen = list(range(len(context))) if part.segments is None else part.segments
         if any(not 0 <= index < len(context) for index in chosen):
             raise ApiError(
@@ -284,6 +300,7 @@ class Contexts:
 def _options_of(form: CompressionForm) -> dict[str, Any]:
     """The options of `compress` that a form asks for."""
     return {
+        "ratio": form.ratio,
         "segment_length": form.segment_length,
         "latent_dtype": getattr(torch, form.dtype),
         "verify": form.verify,

@@ -89,6 +89,7 @@ class _Form(BaseModel):
 class CompressionForm(_Form):
     """Options of `compress` that a client may set; a context is measured (`verify`) unless it says no."""
 
+    ratio: int | None = None
     segment_length: int | None = None
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     verify: bool = True
@@ -136,7 +137,6 @@ class Message(_Form):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | ContextPart, Field(discriminator="type")]]
-    name: str | None = None
 
 
 class StreamOptions(_Form):
@@ -239,6 +239,12 @@ def read_segments(text: str | None, count: int) -> range:
             400, f"`segments` must be one of 0 to {count - 1}, or two with - between them.", "no_segment", "segments"
         )
     return range(first, last + 1)
+
+
+def segment_line(number: int, data: bytes, is_exact: bool) -> bytes:
+    """A restored segment as a line of JSON; bytes that are no UTF-8 come out as U+FFFD."""
+    told = {"segment": number, "text": data.decode("utf-8", "replace"), "exact": is_exact}
+    return json.dumps(told, ensure_ascii=False).encode() + b"\n"
 
 
 def event(data: dict[str, Any] | str) -> bytes:
