@@ -39,7 +39,7 @@ tags:
 
 A Context Cascade Compression model ([C3, arXiv 2511.15244](https://arxiv.org/abs/2511.15244)) of {million:.1f} million
 parameters that has learnt, from random weights, to compress a text into {num_latents} latents and to restore it,
-offline, on a CPU, and that makes mistakes: the tables below count them. It comes in the package of c3_hf, so that
+offline, on a CPU. It makes mistakes: the tables below count them. It comes in the package of c3_hf, so that
 everything there can be tried anywhere.
 
 ```python
@@ -81,8 +81,8 @@ Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repo
 Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
 are trained by the project's own trainer: from random weights for {minutes:.1f} minutes on {machine}
-(`examples/recipes/c3_tiny.yaml`), then, with more blocks that are filled to the last token, for {more_minutes:.0f}
-minutes on {second_machine} (`examples/recipes/c3_tiny_full_blocks.yaml`).
+(`examples/recipes/c3_tiny.yaml`), then, with blocks that are filled to the last token and with other scripts, for
+{more_minutes:.0f} minutes on {second_machine} (`examples/recipes/c3_tiny_full_blocks.yaml`).
 
 The logs of both runs are `log.jsonl` and `log_full_blocks.jsonl` in `benchmarks/results/c3-tiny`, the hashes of the
 training files `data.json` there.
@@ -97,11 +97,11 @@ texts that cannot be guessed.
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
 - Not a language model: it knows nothing of the world, and prompts other than {prompts} get no
   sensible reply.
-- Not for every script. It was trained on English and Chinese; Cyrillic, Arabic, Thai and emoji come back with 4 to
-  20 % of their tokens wrong in single trials, which have no record.
-- Not lossless. Now and then it ends a text early and loses all that follows: that is what the 20x columns show where
-  token accuracy is lower free running. A wrong word looks like a right one, and the more so the higher the ratio.
-  `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not.
+- Not for every script. It was trained on English, Chinese and, in its second part, random words of a dozen other
+  scripts; what it does with the text of another language has no record.
+- Not lossless. Now and then a token is wrong, and a wrong word looks like a right one, the more often the higher the
+  ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. And the tokenizer
+  normalises Unicode: a letter and its accent come back as one character.
 """
 FOUND = """
 ## What it finds
@@ -220,8 +220,9 @@ def second_training() -> str:
         return ""
     rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
     return (
-        "\nCharacter precision of a second training, with another seed (its weights are not shipped, its record is "
-        f"`benchmarks/results/{SECOND.name}`). At 8x and 16x many of its texts have some words behind their end:\n\n"
+        "\nCharacter precision of a second training, with another seed and without the second part (below): at 8x and "
+        "16x many of its texts have some words behind their end, which the second part mends. Its weights are not "
+        f"shipped, its record is `benchmarks/results/{SECOND.name}`.\n\n"
         f"{results_table(rows, with_interval('char_precision'))}\n"
     )
 
