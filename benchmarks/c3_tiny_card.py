@@ -100,8 +100,8 @@ texts that cannot be guessed.
 - Not for every script. It was trained on English, Chinese and, in its second part, random words of a dozen other
   scripts; what it does with the text of another language has no record.
 - Not lossless. Now and then a token is wrong, and a wrong word looks like a right one, the more often the higher the
-  ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. And the tokenizer
-  normalises Unicode: a letter and its accent come back as one character.
+  ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. The tokenizer
+  normalises Unicode besides: a letter and its accent come back as one character.
 """
 FOUND = """
 ## What it finds
