@@ -221,8 +221,8 @@ def second_training() -> str:
     rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
     return (
         "\nCharacter precision of a second training, with another seed and without the second part (below): at 8x and "
-        "16x many of its texts have some words behind their end, which the second part mends. Its weights are not "
-        f"shipped, its record is `benchmarks/results/{SECOND.name}`.\n\n"
+        "16x many of its texts have some words behind their end, the kind of fault that the second part is for. Its "
+        f"weights are not shipped, its record is `benchmarks/results/{SECOND.name}`.\n\n"
         f"{results_table(rows, with_interval('char_precision'))}\n"
     )
 
