@@ -14,6 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from c3_hf import C3Config, C3ForConditionalGeneration
+from c3_hf.modeling.generation_c3 import CACHE_NAME, one_cache
 
 
 class OriginalC3(PreTrainedModel, GenerationMixin):
@@ -57,6 +58,7 @@ class OriginalC3(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         context_ids: torch.LongTensor | None = None,
         return_dict: bool | None = None,
+        cache=None,
         **unused,
     ) -> CausalLMOutputWithPast:
         """`input_ids` `(batch_size, length)`; `context_ids` `(batch_size, context_length)`, marker block included."""
@@ -72,12 +74,12 @@ class OriginalC3(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             return_dict=True,
+            **{CACHE_NAME: one_cache(past_key_values, cache)},
         )
         logits = self.lm_head(outputs.last_hidden_state).float()
-        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
+        return CausalLMOutputWithPast(logits=logits, **{CACHE_NAME: getattr(outputs, CACHE_NAME)})
 
 
 def original_context_ids(config: C3Config, context_input_ids: torch.LongTensor) -> torch.LongTensor:
