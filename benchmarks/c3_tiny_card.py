@@ -156,21 +156,24 @@ def questions_table(one: list[dict], several: list[dict]) -> str:
     """Markdown table of the right answers by the number of facts in the text, from one context and from several."""
     lines = ["| facts in the text | in one context | in two to four contexts |", "|---|---|---|"]
     for row, other in zip(one, several):
-        lines.append(f"| {row['facts']} | {share_right(row, 'accuracy')} | {share_right(other, 'accuracy')} |")
+        shares = [share_right(cell["accuracy"], cell["interval"], cell["questions"]) for cell in (row, other)]
+        lines.append(f"| {row['facts']} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
-def share_right(row: dict, name: str) -> str:
-    """A share of the questions or sentences of a row, with its interval and their number."""
-    low, high = row["interval" if name == "accuracy" else f"{name}_interval"]
-    return f"{row[name]:.0%} [{100 * low:.0f}, {100 * high:.0f}] (N={row.get('questions') or row['sentences']})"
+def share_right(share: float, interval: tuple[float, float], number: int) -> str:
+    """What shows a share, its interval, and of how many it is one, 3% [1, 10] (N=71)."""
+    low, high = interval
+    return f"{share:.0%} [{100 * low:.0f}, {100 * high:.0f}] (N={number})"
 
 
 def sentences_table(rows: list[dict]) -> str:
     """Markdown table of the sentences that came back."""
     following = f"next_{GIVEN_TOKENS}_tokens"
     lines = [f"| text | whole rest to the letter | the next {GIVEN_TOKENS} tokens |", "|---|---|---|"]
-    lines += [f"| {row['kind']} | {share_right(row, 'exact')} | {row[following]:.0%} |" for row in rows]
+    for row in rows:
+        share = share_right(row["exact"], row["exact_interval"], row["sentences"])
+        lines.append(f"| {row['kind']} | {share} | {row[following]:.0%} |")
     return "\n".join(lines)
 
 

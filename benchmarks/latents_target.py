@@ -1,7 +1,7 @@
 """Segment lengths chosen for a target fidelity against fixed lengths: latents needed for the same worst segment.
 
-`python -m benchmarks.latents_target --data DATA`: a document each of a book, code, tables, random strings and words in
-scripts that the model in the package was not trained on, and one of all of them.
+`python -m benchmarks.latents_target --data DATA`: a document each of a book, code, tables, random strings and random
+words in four other scripts, and one of all of them.
 
 The longest segment is by default what the model was made for, the fixed lengths are shares of it.
 """

@@ -129,7 +129,6 @@ def _make_record(
         {"tensor": tensor.path.relative_to(checkpoint.folder).as_posix() + ":" + tensor.name, "reason": reason}
         for tensor, reason in plan.dropped
     ]
-    hashed = tqdm(files, desc="hashing files", unit="file", disable=None)
     for drop in dropped:
         logger.info(f"left out {drop['tensor']}: {drop['reason']}")
     return {
@@ -137,7 +136,10 @@ def _make_record(
         "revision": checkpoint.revision,
         "has_processor": has_processor,
         "cast_to": dtype_name(dtype),
-        "source_files": {path.relative_to(checkpoint.folder).as_posix(): file_sha256(path) for path in hashed},
+        "source_files": {
+            path.relative_to(checkpoint.folder).as_posix(): file_sha256(path)
+            for path in tqdm(files, desc="hashing files", unit="file", disable=None)
+        },
         "tensors": {
             target: {
                 "source": source.path.relative_to(checkpoint.folder).as_posix() + ":" + source.name,

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .records import RecordSource, StreamingSource, TrainingExample
-from .tasks import FACT_TOKENS, TASKS, TEXT_KINDS, Draw
+from .tasks import FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
 
 
 # Characters from which a passage is cut, per token wanted: a little more than a token of a small vocabulary holds on
@@ -84,7 +84,7 @@ class ExampleMaker:
         if kind != "plain":
             text = TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.reader))
             passage = cut_to_tokens(self.reader, text, num_tokens)
-        elif task in ("answer", "answer_segments"):
+        elif task in QUESTION_TASKS:
             passage = cut_to_tokens(self.reader, passage, max(1, num_tokens - FACT_TOKENS))
         return Sample(TASKS[task](rng, passage), key)
 

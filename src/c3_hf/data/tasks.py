@@ -26,7 +26,8 @@ from .records import TrainingExample
 CONTINUE_PROMPT = "Continue the text: "
 # The reply is a sentence of the context; who asks gives its beginning, as that of the assistant's message.
 FIND_PROMPT = "Find the sentence: "
-# Room the tasks of questions leave for their facts, in tokens of a small vocabulary, and the most facts of a text.
+# The tasks that hide facts in a text; room they leave for these, in tokens of a small vocabulary; the most of a text.
+QUESTION_TASKS = ("answer", "answer_segments")
 FACT_TOKENS = 75
 MAX_FACTS = 3
 # Most contexts that a text is cut into where a question goes over several.
@@ -54,12 +55,12 @@ _LAST_NAMES = (
 
 def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
     """What a model trained on `tasks` (weights by name) can be asked, as `C3Processor.prompts` holds it."""
-    return {"find": FIND_PROMPT} if any(tasks.get(task) for task in ("find", "answer", "answer_segments")) else {}
+    return {"find": FIND_PROMPT} if any(tasks.get(task) for task in ("find", *QUESTION_TASKS)) else {}
 
 
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:
     """The whole text back, with the original's prompt "Repeat the text: "."""
-    return _example(text, RESTORE_PROMPT, text, "restore")
+    return _example([text], RESTORE_PROMPT, text, "restore")
 
 
 def continue_text(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -67,20 +68,20 @@ def continue_text(rng: np.random.Generator, text: str) -> TrainingExample:
     cut = int(len(text) * rng.uniform(0.4, 0.8))
     space = text.find(" ", cut, cut + 24)
     cut = space if space >= 0 else cut
-    return _example(text[:cut], CONTINUE_PROMPT, text[cut:], "continue")
+    return _example([text[:cut]], CONTINUE_PROMPT, text[cut:], "continue")
 
 
 def find(rng: np.random.Generator, text: str) -> TrainingExample:
     """A sentence of the text; the whole text if it has none that is whole and longer than a few words."""
     sentences = [sentence.strip() for sentence in _sentences(text)[:-1]]
     long = [sentence for sentence in sentences if len(sentence) >= _MIN_SENTENCE_CHARS] or [text]
-    return _example(text, FIND_PROMPT, long[int(rng.integers(len(long)))], "find")
+    return _example([text], FIND_PROMPT, long[int(rng.integers(len(long)))], "find")
 
 
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
     """Generated facts, one to `MAX_FACTS`, are hidden between the sentences of the text, and one is asked for."""
     sentences, reply = _with_facts(rng, text)
-    return _example("".join(sentences), FIND_PROMPT, reply, "answer")
+    return _example(["".join(sentences)], FIND_PROMPT, reply, "answer")
 
 
 def answer_segments(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -124,8 +125,7 @@ def _retrieval_question(rng: np.random.Generator, city: str) -> tuple[str, str]:
     return f"The keeper of the lighthouse at {city} is", f"{rng.choice(_FIRST_NAMES)} {rng.choice(_LAST_NAMES)}"
 
 
-def _example(context: str | Sequence[str], prompt: str, reply: str, task: str) -> TrainingExample:
-    contexts = [context] if isinstance(context, str) else context
+def _example(contexts: Sequence[str], prompt: str, reply: str, task: str) -> TrainingExample:
     parts = [{"type": "context", "text": text} for text in contexts]
     user = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": reply}]}

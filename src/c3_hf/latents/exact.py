@@ -107,7 +107,8 @@ class Residual:
             return cls(stored=stored)
         if kind != CORRECTIONS:
             raise ValueError(f"`record` must start with a kind byte 0, 1 or 2, got {kind}.")
-        stream = io.BytesIO(record[1:])
+        stream = io.BytesIO(record)
+        stream.seek(1)
         corrections, expected = [], 0
         for _ in range(_read_varint(stream)):
             position = expected + _read_varint(stream)
@@ -338,7 +339,7 @@ def _take(stream: io.BytesIO, size: int) -> bytes:
     # A number of 64 bits can be more than a stream takes.
     piece = stream.read(min(size, stream.getbuffer().nbytes))
     if len(piece) < size:
-        raise ValueError(f"`record` ends at byte {stream.tell() + 1}, in the middle of a field.")
+        raise ValueError(f"`record` ends at byte {stream.tell()}, in the middle of a field.")
     return piece
 
 
