@@ -15,11 +15,16 @@ def test_ceiling_is_linear_between_its_points():
     assert [schedule.ceiling_at(step) for step in (0, 50, 100, 1000)] == [8, 58, 108, 108]
 
 
-def test_raising_the_ceiling_leaves_earlier_steps_alone():
-    schedule = LengthSchedule(4, [(0, 8)])
-    schedule.raise_ceiling(10, 16)
-    schedule.raise_ceiling(11, 32)
-    assert [schedule.ceiling_at(step) for step in (0, 9, 10, 11, 12)] == [8, 8, 16, 32, 32]
+def test_a_wait_leaves_earlier_steps_alone():
+    schedule = LengthSchedule(4, [(0, 8), (100, 108)])
+    schedule.wait(10)
+    schedule.wait(10)
+    schedule.wait(11)
+    schedule.wait(20)
+    assert [schedule.ceiling_at(step) for step in (0, 9, 10, 11, 12, 13, 20, 21, 22)] == [
+        8, 17, 18, 18, 18, 19, 26, 26, 27
+    ]  # fmt: skip
+    assert schedule.waits == [(10, 12), (20, 21)]
 
 
 @given(step=st.integers(0, 500), multiple=st.integers(1, 32), low=st.integers(1, 16))
@@ -59,15 +64,16 @@ def test_batches_by_tokens():
 
 
 def test_lengths_drawn_are_those_of_the_steps_drawn():
-    # The ceiling may rise while the batches are being iterated; what was yielded before is not affected.
-    schedule = LengthSchedule(8, [(0, 8)], multiple=8)
-    iterator = iter(LengthGroupedBatches(schedule, 40, 1, batch_size=1))
+    # The curve may wait while the batches are being iterated; what was yielded before is not affected.
+    schedule = LengthSchedule(8, [(0, 8), (19, 8), (20, 64)], multiple=8)
+    iterator = iter(LengthGroupedBatches(schedule, 60, 1, batch_size=1))
     first = [batch[0].length for batch in islice(iterator, 20)]
-    schedule.raise_ceiling(20, 64)
+    for step in range(19, 40):
+        schedule.wait(step)
     second = [batch[0].length for batch in iterator]
-    assert set(first) == {8}
+    assert set(first + second[:20]) == {8}
     assert max(second) == 64
-    again = [batch[0].length for batch in LengthGroupedBatches(schedule, 40, 1, batch_size=1)]
+    again = [batch[0].length for batch in LengthGroupedBatches(schedule, 60, 1, batch_size=1)]
     assert again == first + second
 
 

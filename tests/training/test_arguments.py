@@ -19,9 +19,9 @@ def test_every_recipe_parses(path, tmp_path):
     overrides = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     model_args, data_args, args = parse_recipe(path, overrides)
     num_latents = None if model_args.latent_stride is None else model_args.num_latents
-    batches, curriculum = plan_lengths(data_args, args, num_latents)
+    batches, growth = plan_lengths(data_args, args, num_latents)
     assert len(batches) == args.max_steps * args.gradient_accumulation_steps
-    assert (curriculum is None) == (data_args.curriculum_accuracy is None)
+    assert (growth is None) == (data_args.growth_accuracy is None)
     assert args.max_steps > 0
     assert data_args.train_files
     assert (model_args.model_name_or_path is None) == (model_args.text_config is not None)

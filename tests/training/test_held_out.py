@@ -11,7 +11,7 @@ from c3_hf.data.collator import C3DataCollator
 from c3_hf.data.records import parse_files
 from c3_hf.training.measures import (
     HeldOutFile,
-    free_running_precision,
+    free_running,
     read_held_out,
     token_accuracy,
 )
@@ -70,4 +70,6 @@ def test_token_accuracy_counts_the_likeliest_tokens(model, processor):
 
 
 def test_precision_of_a_model_that_knows_nothing(model, processor):
-    assert 0 <= free_running_precision(model, processor, ["some text", "more"]) < 0.5
+    precision, whole = free_running(model, processor, ["some text", "more"])
+    assert 0 <= precision < 0.5
+    assert whole == 0

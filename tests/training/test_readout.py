@@ -120,7 +120,7 @@ def test_strides_reach_the_ceiling_and_low_ones_are_seen_as_often_as_high_ones()
     assert max(schedule.length_at(step) for step in range(400)) > 100
     few = LengthSchedule(8, [(0, 32)], multiple=4, num_latents=4)
     assert min(few.length_at(step) for step in range(50)) == 8
-    schedule.raise_ceiling(400, 640)
+    schedule = LengthSchedule(8, [(0, 128), (400, 640)], num_latents=32)
     assert max(schedule.stride_at(step) for step in range(400, 600)) == 20
 
 

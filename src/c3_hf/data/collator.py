@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from ..modeling.prompt_c3 import CONTEXT_END_TOKEN, CONTEXT_START_TOKEN, CONTEXT_TOKEN
-from .lengths import LengthSchedule, SampleKey
+from .lengths import SampleKey
 from .records import TrainingExample, parse_record
 from .samples import Sample
 
@@ -52,7 +52,7 @@ class C3DataCollator:
         pad_to_multiple_of: prompts and contexts are padded to multiples of this: few shapes for compiled code.
         seed: of the noise.
         latent_stride: most tokens a latent stands for, `config.latent_stride`; `None` for a model without a stride.
-        schedule: says the stride of each step; without it every context has the least stride that covers it.
+            Each context has the least stride that covers it, or that of its sample if that is higher.
 
     A batch holds, as `torch.long` tensors,
 
@@ -82,15 +82,14 @@ class C3DataCollator:
     pad_to_multiple_of: int = 1
     seed: int = 0
     latent_stride: int | None = None
-    schedule: LengthSchedule | None = None
 
     def __post_init__(self) -> None:
         # Special tokens have the highest ids.
         self._first_special = min(self.processor.tokenizer.added_tokens_decoder)
 
     def without_noise(self) -> C3DataCollator:
-        """The same collator for evaluation: no noise, no teacher inputs, the least strides."""
-        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False, schedule=None)
+        """The same collator for evaluation: no noise, no teacher inputs."""
+        return dataclasses.replace(self, token_noise=0.0, teacher_inputs=False)
 
     def __call__(self, items: Sequence[Sample | TrainingExample | Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of samples, or of records, see the class."""
@@ -171,9 +170,7 @@ class C3DataCollator:
     def _strides(self, context_attention_mask: torch.Tensor, key: SampleKey) -> torch.Tensor:
         num_latents = self.processor.num_latents
         least = -(-context_attention_mask.sum(dim=-1) // num_latents)
-        if self.schedule is not None:
-            least = least.clamp(min=self.schedule.stride_at(key.step))
-        return least.clamp(min=1, max=self.latent_stride)
+        return least.clamp(min=key.stride, max=self.latent_stride)
 
     def _cut_prompt(self, prompt: _Prompt) -> _Prompt:
         # Without its contexts the prompt may end anywhere; what is left carries no loss and only fills its row.

@@ -1,7 +1,7 @@
 """How long each training sample is, and how samples are grouped into batches of one length.
 
 Restoring is learnt fast only if lengths start short and grow slowly, so the longest permitted length, the ceiling,
-rises during training: along a curve given beforehand, or whenever the model has mastered the lengths it sees. All
+rises during training along a curve given beforehand, which may wait for the model to master what it sees. All
 micro-batches of one optimizer step share one length: padding is small, compiled code sees few shapes, and how a step
 is divided into micro-batches and processes does not change its samples.
 """
@@ -16,22 +16,21 @@ from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
-from transformers.utils import logging
 
 
-logger = logging.get_logger(__name__)
-
-CURRICULUM_FILE = "curriculum.json"
+GROWTH_FILE = "growth.json"
 # Tokens that a sample costs beyond its context, where batches are sized by tokens.
 _OVERHEAD_TOKENS = 48
 
 
 class SampleKey(NamedTuple):
-    """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step."""
+    """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step, and
+    the least tokens a latent stands for."""
 
     index: int  # type: ignore[assignment]
     length: int
     step: int = 0
+    stride: int = 1
 
 
 class LengthSchedule:
@@ -40,7 +39,7 @@ class LengthSchedule:
     Args:
         min_tokens: shortest length, in tokens, at least 1.
         ceiling: `(step, tokens)` pairs with rising steps; between them the ceiling is interpolated linearly, and
-            after the last one it stays. `raise_ceiling` adds pairs while training.
+            after the last one it stays. The steps of this and the other curves are those of `curve_step`.
         multiple: lengths are rounded up to multiples of this.
         long_share: share of the steps (0 to 1) whose length lies in the upper fifth below the ceiling; the others
             lie between `min_tokens` and the ceiling, evenly on a logarithmic scale: what a latent has to hold is
@@ -106,16 +105,49 @@ class LengthSchedule:
         self.stride_ceiling = stride_ceiling
         self.low_stride_share = low_stride_share
         self.full_share = full_share
+        self.waits: list[tuple[int, int]] = []
+
+    def curve_step(self, step: int) -> int:
+        """Where on the curves optimizer step `step` is: so many steps back as the curves have waited before it."""
+        return step - sum(min(step, end) - begin for begin, end in self.waits if begin < step)
+
+    def wait(self, step: int) -> None:
+        """Let the step after `step` stand where `step` does on the curves; steps have to come in order."""
+        if self.waits and self.waits[-1][1] > step:
+            return
+        if self.waits and self.waits[-1][1] == step:
+            self.waits[-1] = (self.waits[-1][0], step + 1)
+        else:
+            self.waits.append((step, step + 1))
+
+    def rises_at(self, step: int) -> bool:
+        """Whether lengths or strides are higher right behind `step` on their curves."""
+        at = self.curve_step(step)
+        curves = [self.ceiling] + ([] if self.stride_ceiling is None else [self.stride_ceiling])
+        return any(_interpolate(curve, at + 1) > _interpolate(curve, at) for curve in curves)
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
-        return int(_interpolate(self.ceiling, step))
+        return int(_interpolate(self.ceiling, self.curve_step(step)))
 
-    def raise_ceiling(self, step: int, tokens: int) -> None:
-        """Let the ceiling be `tokens` from `step` on, without a ramp; earlier steps keep theirs."""
-        before = self.ceiling_at(step)
-        self.ceiling = [pair for pair in self.ceiling if pair[0] < step - 1]
-        self.ceiling += [(step - 1, before), (step, tokens)]
+    def stride_ceiling_at(self, step: int) -> int:
+        """Most tokens a latent stands for at `step`.
+
+        Raises:
+            TypeError: without `num_latents`.
+        """
+        if self.num_latents is None:
+            raise TypeError("`num_latents` is None: only a schedule for latents with a stride draws strides.")
+        if self.stride_ceiling is None:
+            return -(-self.ceiling_at(step) // self.num_latents)
+        return int(_interpolate(self.stride_ceiling, self.curve_step(step)))
+
+    def longest_at(self, step: int) -> int:
+        """Longest length that may be drawn at `step`, in tokens: the ceiling, or what the latents hold if less."""
+        ceiling = self.ceiling_at(step)
+        if self.num_latents is None:
+            return ceiling
+        return max(self.min_tokens, min(ceiling, self.stride_ceiling_at(step) * self.num_latents))
 
     def length_at(self, step: int) -> int:
         """Length the samples of `step` are padded to, in tokens."""
@@ -138,14 +170,9 @@ class LengthSchedule:
         Raises:
             TypeError: without `num_latents`.
         """
-        if self.num_latents is None:
-            raise TypeError("`num_latents` is None: only a schedule for latents with a stride draws strides.")
-        if self.stride_ceiling is None:
-            most = -(-self.ceiling_at(step) // self.num_latents)
-        else:
-            most = int(_interpolate(self.stride_ceiling, step))
+        most = self.stride_ceiling_at(step)
         rng = np.random.default_rng([self.seed, 1, step])
-        lower = rng.random() >= 1 - _interpolate(self.low_stride_share, step)
+        lower = rng.random() >= 1 - _interpolate(self.low_stride_share, self.curve_step(step))
         return int(rng.integers(1, most + 1)) if lower else most
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
@@ -160,80 +187,64 @@ def _interpolate(pairs: Sequence[tuple[int, float]], step: int) -> float:
     return float(np.interp(step, steps, values))
 
 
-class AdaptiveCurriculum:
-    """Raises the ceiling of a schedule whenever token accuracy on the longest contexts reaches a threshold.
+class GrowthByAccuracy:
+    """Lets the curves of a schedule rise only while training accuracy on the longest contexts is high enough.
+
+    How many steps a length or a stride takes to learn depends on the size of a batch and on the model. A curve that
+    is followed so is the fastest growth, not the growth itself.
 
     Args:
         schedule: changed in place.
-        accuracy: threshold, 0 to 1; a running mean over the micro-batches whose contexts are near the ceiling.
-        growth: factor by which the ceiling is raised, by at least the `multiple` of the schedule.
-        max_tokens: where the raising ends.
-        steps_ahead: how many steps after the decision the new ceiling starts: batches already drawn keep theirs, so
+        accuracy: share of tokens, 0 to 1, below which the curves wait where they would rise; a running mean over the
+            micro-batches whose contexts are within a fifth of the longest.
+        steps_ahead: how many steps after the decision the curves wait: batches already drawn keep their lengths, so
             that a resumed run draws the same ones.
-        patience: micro-batches near the ceiling that must have been seen since the last change.
+        window: micro-batches the running mean goes back.
 
     Raises:
-        ValueError: if `growth` is not above 1 or `accuracy` not between 0 and 1.
+        ValueError: if `accuracy` is not between 0 and 1.
     """
 
-    def __init__(
-        self,
-        schedule: LengthSchedule,
-        accuracy: float,
-        growth: float,
-        max_tokens: int,
-        steps_ahead: int = 2,
-        patience: int = 10,
-    ) -> None:
-        if growth <= 1 or not 0 < accuracy < 1:
-            raise ValueError(
-                f"`curriculum_growth` must be above 1 and `curriculum_accuracy` between 0 and 1, got {growth} and "
-                f"{accuracy}."
-            )
+    def __init__(self, schedule: LengthSchedule, accuracy: float, steps_ahead: int = 2, window: int = 20) -> None:
+        if not 0 < accuracy < 1:
+            raise ValueError(f"`growth_accuracy` must lie between 0 and 1, got {accuracy}.")
         self.schedule = schedule
         self._accuracy = accuracy
-        self._growth = growth
-        self._max_tokens = max_tokens
         self._steps_ahead = steps_ahead
-        self._patience = patience
+        self._window = window
         self._mean = 0.0
         self._seen = 0
 
     @property
     def mean_accuracy(self) -> float:
-        """Running token accuracy near the ceiling, 0 to 1; 0 right after a change."""
+        """Running token accuracy near the longest contexts, 0 to 1; 0 before the first."""
         return self._mean
 
     def update(self, step: int, context_length: int, num_right: int, num_labels: int) -> None:
         """Take in the result of one micro-batch of optimizer step `step`."""
-        ceiling = self.schedule.ceiling_at(step)
-        waiting = self.schedule.ceiling[-1][0] > step
-        if waiting or context_length < 0.8 * ceiling or ceiling >= self._max_tokens or not num_labels:
-            return
-        self._seen += 1
-        # A mean over all since the last change at first, over about the last 2 * patience ones later.
-        self._mean += (num_right / num_labels - self._mean) / min(self._seen, 2 * self._patience)
-        if self._seen >= self._patience and self._mean >= self._accuracy:
-            tokens = max(math.ceil(ceiling * self._growth), ceiling + self.schedule.multiple)
-            self.schedule.raise_ceiling(step + self._steps_ahead, min(tokens, self._max_tokens))
-            logger.info(f"Step {step}: accuracy {self._mean:.3f} at {ceiling} tokens, ceiling raised to {tokens}.")
-            self._mean, self._seen = 0.0, 0
+        if num_labels and context_length >= 0.8 * self.schedule.longest_at(step):
+            self._seen += 1
+            # A mean over all at first, over about the last `window` ones later.
+            self._mean += (num_right / num_labels - self._mean) / min(self._seen, self._window)
+        ahead = step + self._steps_ahead
+        if self._mean < self._accuracy and self.schedule.rises_at(ahead):
+            self.schedule.wait(ahead)
 
     def save(self, folder: str | Path) -> None:
-        """Write the history of the ceiling and the running mean into a checkpoint folder."""
+        """Write where the curves have waited, and the running mean, into a checkpoint folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {"ceiling": self.schedule.ceiling, "mean": self._mean, "seen": self._seen}
-        (folder / CURRICULUM_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+        state = {"waits": self.schedule.waits, "mean": self._mean, "seen": self._seen}
+        (folder / GROWTH_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def load(self, folder: str | Path) -> None:
         """Go on from `save`.
 
         Raises:
-            FileNotFoundError: if the checkpoint has no curriculum, having been written by a run without one.
+            FileNotFoundError: if the checkpoint was written by a run whose curves did not wait.
         """
-        state = json.loads((Path(folder) / CURRICULUM_FILE).read_text(encoding="utf-8"))
-        self.schedule.ceiling = [(step, tokens) for step, tokens in state["ceiling"]]
+        state = json.loads((Path(folder) / GROWTH_FILE).read_text(encoding="utf-8"))
+        self.schedule.waits = [(begin, end) for begin, end in state["waits"]]
         self._mean, self._seen = state["mean"], state["seen"]
 
 
@@ -286,7 +297,8 @@ class LengthGroupedBatches(Sampler):
         index = 0
         for step in range(self.num_steps):
             length = self.schedule.length_at(step)
+            stride = 1 if self.schedule.num_latents is None else self.schedule.stride_at(step)
             size = self.size_for(length)
             for _ in range(self.micro_batches_per_step):
-                yield [SampleKey(index + offset, length, step) for offset in range(size)]
+                yield [SampleKey(index + offset, length, step, stride) for offset in range(size)]
                 index += size

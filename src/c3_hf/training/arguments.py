@@ -113,11 +113,9 @@ class DataArguments:
     low_stride_share: list[Any] = option(
         lambda: [[0, 0.5]], "[step, share] pairs: share of steps whose latents stand for fewer tokens than the most."
     )
-    curriculum_accuracy: float | None = option(
-        None, "Raise the ceiling whenever training token accuracy near it reaches this share, 0 to 1."
+    growth_accuracy: float | None = option(
+        None, "Where lengths or strides would rise they wait while training token accuracy is below this, 0 to 1."
     )
-    curriculum_growth: float = option(1.2, "Factor by which the ceiling is raised.")
-    curriculum_max_tokens: int = option(256, "Where the raising of the ceiling ends.")
     length_multiple: int = option(16, "Contexts are padded to multiples of this.")
     long_share: float = option(0.4, "Share of steps with contexts near the ceiling.")
     full_share: float = option(0.0, "Share of these at the ceiling itself, and of samples as long as their step.")

@@ -163,10 +163,12 @@ def token_accuracy(model: nn.Module, collator: C3DataCollator, texts: Sequence[s
     return right / total
 
 
-def free_running_precision(model: nn.Module, processor: Any, texts: Sequence[str]) -> float:
-    """Mean character precision of greedy restoring: 1 - edit distance / length of the longer text, 0 to 1."""
+def free_running(model: nn.Module, processor: Any, texts: Sequence[str]) -> tuple[float, float]:
+    """Mean character precision of greedy restoring, 1 - edit distance / length of the longer text, and the share of
+    texts that come back whole; both 0 to 1."""
     from rapidfuzz.distance import Levenshtein
 
     longest = max(len(ids) for ids, _ in processor.reader.read_plain(list(texts)))
     restored = C3Pipeline(model, processor).round_trip(list(texts), max_new_tokens=longest + 16)
-    return sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)
+    precision = sum(map(Levenshtein.normalized_similarity, texts, restored)) / len(texts)
+    return precision, sum(map(str.__eq__, texts, restored)) / len(texts)

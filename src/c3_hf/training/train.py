@@ -12,7 +12,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
-from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches, LengthSchedule
+from ..data.lengths import GrowthByAccuracy, LengthGroupedBatches, LengthSchedule
 from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_files, parse_training_files
 from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
 from ..data.tasks import saved_prompts
@@ -54,7 +54,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         compile_layers(model)
     config = model.config
     strided_latents = None if config.latent_stride is None else config.num_latents
-    batches, curriculum = plan_lengths(data_args, args, strided_latents)
+    batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
     dataset: MixtureDataset | StreamingMixtureDataset
     if isinstance(source, StreamingSource):
@@ -75,13 +75,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
             pad_to_multiple_of=data_args.length_multiple,
             seed=args.seed,
             latent_stride=config.latent_stride,
-            schedule=batches.schedule,
         ),
         train_dataset=dataset,
         batches=batches,
         eval_texts=read_held_out(held_out, processor, data_args.eval_ratios, data_args.eval_items),
         num_free_running=data_args.eval_free_running_items,
-        curriculum=curriculum,
+        growth=growth,
         readout=readout,
     )
     trainer.train_or_go_on()
@@ -93,8 +92,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
 
 def plan_lengths(
     data_args: DataArguments, args: C3TrainingArguments, num_latents: int | None = None
-) -> tuple[LengthGroupedBatches, AdaptiveCurriculum | None]:
-    """Lengths and batch sizes of the whole run, and the rule that raises the lengths if the recipe asks for one."""
+) -> tuple[LengthGroupedBatches, GrowthByAccuracy | None]:
+    """Lengths and batch sizes of the whole run, and what lets them wait if the recipe asks for it."""
     schedule = LengthSchedule(
         min_tokens=data_args.min_context_tokens,
         ceiling=data_args.context_ceiling,
@@ -114,18 +113,11 @@ def plan_lengths(
         batch_tokens=data_args.batch_tokens,
         max_batch_size=data_args.max_batch_size,
     )
-    if data_args.curriculum_accuracy is None:
+    if data_args.growth_accuracy is None:
         return batches, None
     # Batches are drawn ahead of their step: one by accelerate, and those the workers prefetch.
     ahead = 2 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-    curriculum = AdaptiveCurriculum(
-        schedule,
-        accuracy=data_args.curriculum_accuracy,
-        growth=data_args.curriculum_growth,
-        max_tokens=data_args.curriculum_max_tokens,
-        steps_ahead=ahead,
-    )
-    return batches, curriculum
+    return batches, GrowthByAccuracy(schedule, data_args.growth_accuracy, steps_ahead=ahead)
 
 
 def write_data_record(files: Sequence[TrainingFile], path: Path) -> None:

@@ -15,10 +15,10 @@ from transformers import ProcessorMixin, Trainer
 from transformers.utils import logging
 
 from ..data.collator import C3DataCollator
-from ..data.lengths import AdaptiveCurriculum, LengthGroupedBatches
+from ..data.lengths import GrowthByAccuracy, LengthGroupedBatches
 from .arguments import PARTS, C3TrainingArguments
 from .losses import LatentReadout, count_right, distillation_loss, token_loss, without_readout
-from .measures import HeldOutText, JsonlLog, TrainingMeter, free_running_precision, token_accuracy
+from .measures import HeldOutText, JsonlLog, TrainingMeter, free_running, token_accuracy
 
 
 logger = logging.get_logger(__name__)
@@ -35,7 +35,7 @@ class C3Trainer(Trainer):
         batches: the plan of lengths and batch sizes.
         eval_texts: held-out texts to restore; empty for none.
         num_free_running: texts of a source and ratio restored freely; 0 for none.
-        curriculum: raises the ceiling of the plan as the model gets better; its history is part of every checkpoint.
+        growth: lets the curves of the plan wait for the model; where they waited is part of every checkpoint.
         readout: heads attached to the body of `model`, for the read-out loss; part of every checkpoint.
     """
 
@@ -49,7 +49,7 @@ class C3Trainer(Trainer):
         batches: LengthGroupedBatches,
         eval_texts: list[HeldOutText],
         num_free_running: int = 0,
-        curriculum: AdaptiveCurriculum | None = None,
+        growth: GrowthByAccuracy | None = None,
         readout: LatentReadout | None = None,
     ) -> None:
         self._meter = TrainingMeter()
@@ -64,7 +64,7 @@ class C3Trainer(Trainer):
         )
         self.processor = processor
         self._batches = batches
-        self._curriculum = curriculum
+        self._growth = growth
         self._readout = readout
         self._num_free_running = num_free_running
         self._eval_collator = data_collator.without_noise()
@@ -77,8 +77,8 @@ class C3Trainer(Trainer):
             self.train()
             return
         logger.warning(f"Resuming from {checkpoints[-1].name} in `output_dir`.")
-        if self._curriculum is not None:
-            self._curriculum.load(checkpoints[-1])
+        if self._growth is not None:
+            self._growth.load(checkpoints[-1])
         self.train(resume_from_checkpoint=str(checkpoints[-1]))
 
     def get_train_dataloader(self) -> DataLoader:
@@ -133,9 +133,9 @@ class C3Trainer(Trainer):
         context_length = inputs["context_input_ids"].shape[-1]
         num_tokens = inputs["input_ids"].numel() + inputs["context_input_ids"].numel()
         self._meter.add(num_tokens, context_length, right, outcomes)
-        if self._curriculum is not None:
+        if self._growth is not None:
             counts = self._total(right).tolist()
-            self._curriculum.update(self.state.global_step, context_length, *counts)
+            self._growth.update(self.state.global_step, context_length, *counts)
         if self._readout is not None and model.training:
             extra, counts = self._readout.take()
             self._meter.add_read(counts)
@@ -178,21 +178,23 @@ class C3Trainer(Trainer):
                 metrics[f"{name}_token_accuracy"] = token_accuracy(model, self._eval_collator, texts)
                 # Under FSDP parameters are whole inside forward() only, and generate() works outside of it.
                 if self._num_free_running and not self.is_fsdp_enabled:
-                    metrics[f"{name}_char_precision"] = free_running_precision(
-                        model, self.processor, texts[: self._num_free_running]
-                    )
+                    precision, whole = free_running(model, self.processor, texts[: self._num_free_running])
+                    metrics[f"{name}_char_precision"] = precision
+                    metrics[f"{name}_exact_match"] = whole
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         self._meter.restart_clock()
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add speed, accuracy by length, the ceiling and the collator's counts to a training entry, then log it."""
+        """Add speed, accuracy by length, the ceilings and the collator's counts to a training entry, then log it."""
         if "loss" in logs:
-            ceiling = self._batches.schedule.ceiling_at(self.state.global_step)
-            logs = {**logs, "ceiling": ceiling, **self._meter.collect(self._total)}
-            if self._curriculum is not None:
-                logs["ceiling_accuracy"] = round(self._curriculum.mean_accuracy, 4)
+            schedule, step = self._batches.schedule, self.state.global_step
+            logs = {**logs, "ceiling": schedule.ceiling_at(step), **self._meter.collect(self._total)}
+            if schedule.num_latents is not None:
+                logs["stride_ceiling"] = schedule.stride_ceiling_at(step)
+            if self._growth is not None:
+                logs["growth_accuracy"] = round(self._growth.mean_accuracy, 4)
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -222,9 +224,9 @@ class C3Trainer(Trainer):
         return str(run_dir / STAGING_FOLDER if self._staging else run_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._curriculum is not None and self.args.should_save:
+        if self._growth is not None and self.args.should_save:
             folder = Path(self.args.output_dir) / STAGING_FOLDER / f"checkpoint-{self.state.global_step}"
-            self._curriculum.save(folder)
+            self._growth.save(folder)
         # Written beside its place and moved when whole, so that a run killed while saving finds no half checkpoint.
         self._staging = True
         try:
