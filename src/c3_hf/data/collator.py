@@ -62,7 +62,7 @@ class C3DataCollator:
       its parameters;
     - `context_strides`: `(batch_size, num_contexts)`, for a model with a stride;
 
-    and, if it is made of samples, whose contexts are padded to the planned length of the batch where an example has one,
+    and, if it is made of samples, whose contexts, where each has one, are padded to the planned length of the batch,
 
     - `logits_to_keep`: int, the last positions that hold all labels and the position before the first;
     - `outcome_counts`: `(len(OUTCOMES),)`;

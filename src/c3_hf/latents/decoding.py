@@ -81,8 +81,8 @@ class Restorer:
 
     @cached_property
     def never_ids(self) -> list[int]:
-        """Ids that restoring never chooses: a context's marks. No text has them, and a reply with them, which a model
-        that has learnt little may write, could not be gone on from: they would be taken for a context of the prompt."""
+        """Ids that restoring never chooses: the marks of a context. No text has them, and a model that has learnt
+        little may write them; where such a reply is gone on from they would be taken for a context of the prompt."""
         config = self.model.config
         marks = [config.context_token_id, config.context_start_token_id, config.context_end_token_id]
         return [*(self.model.generation_config.suppress_tokens or []), *marks]
