@@ -79,19 +79,19 @@ def run(args: argparse.Namespace) -> int:
     restored = pipe.restore(context, batch_size=args.batch_size, progress=True).text
     seconds = time.perf_counter() - started
 
-    num_latents = len(context) * pipe.model.config.num_latents
     size = f"{len(text):,} characters, {context.num_tokens:,} tokens"
+    latents = f"{len(context)} × {context.header.num_latents} latents"
     if restored == text:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        print(f"{text.rstrip()}\n\nRestored from {len(context)} × {pipe.model.config.num_latents} latents: identical")
+        print(f"{text.rstrip()}\n\nRestored from {latents}: identical")
         print(f"({size}, sha256 {digest})")
     else:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         print(f"Original: {size}\n\n{text.rstrip()}\n")
-        print(f"Restored from {len(context)} × {pipe.model.config.num_latents} latents: not the same\n")
+        print(f"Restored from {latents}: not the same\n")
         print(f"{mark_differences(text, restored, colour).rstrip()}\n")
     print(
-        f"{context.num_tokens / num_latents:.1f} tokens and {len(text) / num_latents:.1f} characters a latent, "
+        f"{context.compression_ratio:.1f} tokens and {len(text) / context.total_latents:.1f} characters a latent, "
         f"character precision {100 * char_precision(restored, text):.2f} %, "
         f"{seconds:.2f} s ({context.num_tokens / seconds:.0f} tokens/s)"
     )

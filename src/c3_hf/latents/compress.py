@@ -153,10 +153,9 @@ def compress_text(
             context = dataclasses.replace(joined, header=compressor.final_header(name))
     lost = context.num_lost_characters
     if lost and not context.is_exact:
-        total = int(context.char_offsets[-1] - context.char_offsets[0])
         logger.warning(
-            f"{context.name}: the tokenizer does not keep {lost:,} of {total:,} characters (Unicode is normalised, "
-            "for one), so that restoring gives others. `exact=True` keeps them."
+            f"{context.name}: the tokenizer does not keep {lost:,} of {context.num_characters:,} characters (Unicode "
+            "is normalised, for one), so that restoring gives others. `exact=True` keeps them."
         )
     return context
 

@@ -376,6 +376,16 @@ class CompressedContext:
         return int(self.token_offsets[-1] - self.token_offsets[0])
 
     @property
+    def num_characters(self) -> int:
+        """Characters of the text."""
+        return int(self.char_offsets[-1] - self.char_offsets[0])
+
+    @property
+    def total_latents(self) -> int:
+        """Latents of all segments together."""
+        return len(self) * self.header.num_latents
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
@@ -383,20 +393,25 @@ class CompressedContext:
     @property
     def compression_ratio(self) -> float:
         """Tokens of the text for each latent; larger is denser."""
-        return self.num_tokens / max(1, len(self) * self.header.num_latents)
+        return self.num_tokens / max(1, self.total_latents)
+
+    @property
+    def token_accuracy(self) -> float | None:
+        """That of all segments together, see [`SegmentFidelity`]; `None` if it was compressed without `verify`."""
+        if self.margins is None:
+            return None
+        return 1 - int((~(self.margins > 0)).sum()) / max(1, len(self.margins))
 
     def __repr__(self) -> str:
         dtype = str(self.latents.dtype).removeprefix("torch.")
         parts = [
             f"{len(self)} segments",
-            f"{self.num_tokens:,} tokens in {len(self) * self.header.num_latents:,} latents "
-            f"({self.compression_ratio:.1f}×)",
+            f"{self.num_tokens:,} tokens in {self.total_latents:,} latents ({self.compression_ratio:.1f}×)",
             f"{dtype} × {self.header.hidden_size}",
             f"{self.nbytes:,} bytes",
         ]
         if self.margins is not None:
-            right = float((self.margins > 0).float().mean()) if len(self.margins) else 1.0
-            parts.append(f"token accuracy {right:.4f}")
+            parts.append(f"token accuracy {self.token_accuracy:.4f}")
         if self.is_exact:
             parts.append("byte-exact")
         if self.num_lost_characters:

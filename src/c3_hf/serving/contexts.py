@@ -310,22 +310,18 @@ def _options_of(form: CompressionForm) -> dict[str, Any]:
 
 
 def _description(context_id: str, context: CompressedContext) -> dict[str, Any]:
-    fidelity = None
-    segments = context.fidelity
-    if segments is not None:
-        errors, positions = sum(s.num_errors for s in segments), sum(s.num_tokens + 1 for s in segments)
-        fidelity = {
-            "token_accuracy": round(1 - errors / max(1, positions), 6),
-            "exact_segments": sum(s.is_exact for s in segments),
-        }
+    fidelity, segments, accuracy = None, context.fidelity, context.token_accuracy
+    if segments is not None and accuracy is not None:
+        exact = sum(segment.is_exact for segment in segments)
+        fidelity = {"token_accuracy": round(accuracy, 6), "exact_segments": exact}
     return {
         "id": context_id,
         "object": "context",
         "status": "ready",
-        "characters": int(context.char_offsets[-1] - context.char_offsets[0]),
+        "characters": context.num_characters,
         "tokens": context.num_tokens,
         "segments": len(context),
-        "latents": len(context) * context.header.num_latents,
+        "latents": context.total_latents,
         "compression_ratio": round(context.compression_ratio, 2),
         "bytes": context.nbytes,
         "exact": context.is_exact,

@@ -187,10 +187,9 @@ def _shortened(text: str) -> str:
 def figures(config: PretrainedConfig, study: Study, calibrated: bool) -> str:
     """The numbers of a study: what the decoder is spared, what came back, and the time."""
     context = study.context
-    latents = len(context) * config.num_latents
     # The markers around a block take a slot each.
-    slots, tokens = latents + 2 * len(context), context.num_tokens
-    characters = int(context.char_offsets[-1] - context.char_offsets[0])
+    latents, slots = context.total_latents, context.total_latents + 2 * len(context)
+    characters, tokens = context.num_characters, context.num_tokens
     size = 2 if context.header.model_dtype in ("bfloat16", "float16") else 4
     full, small = (cache_bytes(config.text_config, 1, length, size) for length in (tokens, slots))
     shown = [
