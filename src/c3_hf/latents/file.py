@@ -315,19 +315,25 @@ def segment_checksums(tensors: Tensors) -> torch.Tensor:
         `(num_segments,)` int64.
     """
     sums = []
-    tokens = tensors["token_offsets"] - tensors["token_offsets"][0]
     for segment in range(len(tensors["latents"])):
-        checksum = zlib.crc32(tensor_bytes(tensors["latents"][segment]))
-        if "latent_scales" in tensors:
-            checksum = zlib.crc32(tensor_bytes(tensors["latent_scales"][segment]), checksum)
-        if "margins" in tensors:
-            start, end = int(tokens[segment]) + segment, int(tokens[segment + 1]) + segment + 1
-            checksum = zlib.crc32(tensor_bytes(tensors["margins"][start:end]), checksum)
-        if "residual" in tensors:
-            start, end = (int(offset) for offset in tensors["residual_offsets"][segment : segment + 2])
-            checksum = zlib.crc32(tensor_bytes(tensors["residual"][start:end]), checksum)
-        sums.append(zlib.crc32(tensor_bytes(tensors["digests"][segment]), checksum))
+        checksum = 0
+        for name in ("latents", "latent_scales", "margins", "residual", "digests"):
+            if name in tensors:
+                rows = rows_of(name, tensors, segment, segment + 1)
+                checksum = zlib.crc32(tensor_bytes(tensors[name][rows]), checksum)
+        sums.append(checksum)
     return torch.tensor(sums, dtype=torch.int64)
+
+
+def rows_of(name: str, tensors: Tensors, start: int, stop: int) -> slice:
+    """The rows of the tensor called `name` that belong to the segments from `start` to before `stop`."""
+    if name == "margins":
+        # One for each token, and one for the stop token behind each segment.
+        offsets = tensors["token_offsets"]
+        return slice(*(int(offsets[place] - offsets[0]) + place for place in (start, stop)))
+    if name == "residual":
+        return slice(*tensors["residual_offsets"][[start, stop]].tolist())
+    return slice(start, stop + 1 if name.endswith("_offsets") else stop)
 
 
 def join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, list[int]]]]:
