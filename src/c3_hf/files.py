@@ -26,8 +26,9 @@ from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
-# Windows has none; there two runs into one file do not learn of each other.
-LOCK_SUFFIX = ".lock"
+# Behind the name of a file that is being made: what is finished of it, and the lock that holds it. Windows has no
+# locks; there two runs into one file do not learn of each other.
+JOURNAL_SUFFIX, LOCK_SUFFIX = ".journal", ".lock"
 _HAS_LOCKS = find_spec("fcntl") is not None
 # Bytes of a file name on the file systems in use.
 LONGEST_NAME = 255

@@ -76,8 +76,6 @@ _HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "float | None": (int, float, type(None)),
 }
 
-# What lies beside FILE while it is being made.
-JOURNAL_SUFFIX = ".journal"
 MAGIC = b"c3-context journal 1\n"
 _RECORD = struct.Struct("<II")
 
