@@ -6,19 +6,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 from transformers.utils import logging
 
+from ..files import JOURNAL_SUFFIX
 from ..latents import CompressedContext
 from ..latents.decoding import decoder_positions, skipped_positions
 from ..pipeline import C3Pipeline
 from .engine import ModelThread, describe_error
 from .protocol import ApiError, CompressionForm, ContextPart, Limits
 from .replies import Places
-from .store import JOURNAL_SUFFIX, ContextStore, context_id_of
+from .store import ContextStore, context_id_of
 
 
 logger = logging.get_logger(__name__)
@@ -99,7 +101,8 @@ class Contexts:
         """
         if len(data) > self._limits.max_text:
             raise _too_long(self._limits)
-        options = _options_of(form)
+        # A form may hold more than options, such as the text.
+        options = form.model_dump(include=set(CompressionForm.model_fields))
         empty = await self._empty(options)
         context_id = await asyncio.to_thread(context_id_of, data, empty, form.verify)
         job = self._jobs.get(context_id)
@@ -243,15 +246,15 @@ class Contexts:
             job.keep, job.waiting = False, 0
 
     def _start(self, context_id: str, data: bytes, options: dict[str, Any]) -> _Job:
-        place = self.places.taken()
-        place.__enter__()
+        place = ExitStack()
+        place.enter_context(self.places.taken())
         job = self._jobs[context_id] = _Job(len(data), time.monotonic() + self._limits.seconds)
         self._failures.pop(context_id, None)
         job.future = self._thread.submit_long(lambda: self._compress(context_id, job, data, options))
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            place.__exit__(None, None, None)
+            place.close()
             del self._jobs[context_id]
             error = None if job.future.cancelled() else job.future.exception()
             if error is None:
@@ -295,18 +298,6 @@ class Contexts:
     def _describe_job(self, context_id: str, job: _Job) -> dict[str, Any]:
         progress = round(job.read / max(1, job.size), 4)
         return {"id": context_id, "object": "context", "status": "compressing", "progress": progress}
-
-
-def _options_of(form: CompressionForm) -> dict[str, Any]:
-    """The options of `compress` that a form asks for."""
-    return {
-        "ratio": form.ratio,
-        "segment_length": form.segment_length,
-        "latent_dtype": getattr(torch, form.dtype),
-        "verify": form.verify,
-        "exact": form.exact,
-        "target_fidelity": form.target_fidelity,
-    }
 
 
 def _description(context_id: str, context: CompressedContext) -> dict[str, Any]:
