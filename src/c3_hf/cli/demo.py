@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..options import MIN_SEGMENT_LENGTH
-from .loading import add_model_arguments, check_address, check_numbers, load_model
-from .messages import say, stdin_bytes
+from .loading import add_model_arguments, check_address, load_model
+from .messages import say
 
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     for name, default in args.of_page.items():
         if getattr(args, name) != default:
             raise ValueError(f"`{name}` means nothing without `--web`; add it, or leave this out.")
-    check_numbers(args, "batch_size")
     text = _read(args.file)
     if not text.strip():
         raise ValueError(f"`FILE` {args.file!r} holds no text; give one that does, or none for the sample")
@@ -159,7 +158,7 @@ def mark_differences(original: str, restored: str, colour: bool) -> str:
 def _read(file: str | None) -> str:
     if file is None:
         return SAMPLE.read_text(encoding="utf-8")
-    content = stdin_bytes().read() if file == "-" else Path(file).read_bytes()
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
