@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -64,16 +64,6 @@ _NAMES = {
     torch.float16: "F16",
     torch.int8: "I8",
     torch.uint8: "U8",
-}
-
-# Types of the header's entries, as JSON gives them, by annotation.
-_HEADER_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "bool | None": (bool, type(None)),
-    "str | None": (str, type(None)),
-    "float | None": (int, float, type(None)),
 }
 
 MAGIC = b"c3-context journal 1\n"
@@ -130,16 +120,16 @@ class ContextHeader:
         Raises:
             ValueError: If an entry is missing or is not what it can be.
         """
-        fields = dataclasses.fields(cls)
+        fields, hints = dataclasses.fields(cls), get_type_hints(cls)
         known = {field.name: entries.get(field.name, field.default) for field in fields}
         missing = [entry for entry, value in known.items() if value is dataclasses.MISSING]
         if missing:
             raise ValueError(f"`header` lacks {missing}; {name} was not written by c3_hf.")
         for field in fields:
-            value = known[field.name]
-            kinds = _HEADER_TYPES[str(field.type)]
-            # A bool is an int to Python.
-            right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            value, kinds = known[field.name], get_args(hints[field.name]) or (hints[field.name],)
+            # A bool is an int to Python, and a float without a fraction may be one in JSON.
+            right = isinstance(value, (*kinds, int) if float in kinds else kinds)
+            right = right and (bool in kinds or not isinstance(value, bool))
             if right and isinstance(value, (int, float)) and bool not in kinds:
                 # 2^40 of anything is more than a file can hold, and its square more than a tensor can.
                 right = 0 <= value < math.inf if float in kinds else 0 < value < 1 << 40
@@ -147,7 +137,7 @@ class ContextHeader:
                 shown = f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
                 raise ValueError(
                     f"`header`: the entry `{field.name}` of {name} is {shown}, expected {field.type}"
-                    f"{' from 1 up' if kinds[0] is int and float not in kinds else ''}: it is damaged."
+                    f"{' from 1 up' if kinds[0] is int else ''}: it is damaged."
                 )
         return cls(**known)
 
@@ -450,7 +440,7 @@ class Journal:
             ValueError: If it was not.
         """
         if self.header is None:
-            self.header, self.num_records, self._end = wanted, 0, 0
+            self.header = wanted
             return
         differing = sorted(key for key in wanted if wanted[key] != self.header.get(key))
         if differing:
