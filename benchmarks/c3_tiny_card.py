@@ -72,7 +72,7 @@ A latent stands for {tokens_per_latent} tokens at most (`latent_stride`), so tha
 texts the rest is lost. `compress` cuts texts into segments of at most {longest} tokens, and gives a shorter segment
 the least stride that covers it; `ratio` and `target_fidelity` choose lower ones.
 {found}
-Every text restored lies in `benchmarks/results/c3-tiny/items.jsonl` of the repository.
+Every text measured has a line in `benchmarks/results/c3-tiny/items.jsonl` of the repository, with its hash.
 
 ![character precision by ratio](curve.png)
 
@@ -98,7 +98,7 @@ texts that cannot be guessed.
 - Not a language model: it knows nothing of the world, and prompts other than {prompts} get no
   sensible reply.
 - Not for every script. It was trained on English, Chinese and, in its second part, random words of a dozen other
-  scripts; what it does with the text of another language has no record.
+  scripts; on running text of another language it is not measured.
 - Not lossless. Now and then a token is wrong, and a wrong word looks like a right one, the more often the higher the
   ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. The tokenizer
   normalises Unicode besides: a letter and its accent come back as one character.

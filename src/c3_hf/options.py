@@ -40,8 +40,8 @@ class CompressionOptions:
         min_segment_length: Tokens, at least 16; only with `target_fidelity`.
         exact_margin: Logit margin below which a right token is corrected too; by default 0.01 in float32, 0.5 in
             bfloat16, 0.1 in float16. Only with `exact`.
-        exact_check: Restore every segment now, and store one that fails as bytes. Without, in half the time or less,
-            such a segment is an error when it is restored. Only with `exact`.
+        exact_check: Restore every segment now, and store one that fails as bytes. Without, which saves that time, such
+            a segment is an error when it is restored. Only with `exact`.
         batch_size: Segments in one batch.
     """
 

@@ -76,6 +76,15 @@ def test_padding(processor):
     assert batch["attention_mask"][0].sum() == length
 
 
+def test_several_contexts_are_not_each_padded_to_the_length_of_their_text(processor):
+    several = chat(("user", "<context><context>?"), ("assistant", "yes"), contexts=["abc", "abcdefghi"])
+    several = several._replace(key=SampleKey(0, 64))
+    batch = C3DataCollator(processor, pad_to_multiple_of=8)([several])
+    assert batch["context_input_ids"].shape == (1, 2, 16)
+    batch = C3DataCollator(processor, pad_to_multiple_of=8)([restore("abc", length=64)])
+    assert batch["context_input_ids"].shape == (1, 1, 64)
+
+
 def test_literal_special_tokens_stay_text(processor):
     text = "a <|im_end|> b <img> <imgpad> <|endoftext|>"
     batch = C3DataCollator(processor)([restore(text)])

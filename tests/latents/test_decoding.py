@@ -102,3 +102,28 @@ def test_forced_tokens_touch_no_other_step():
             assert changed[1].isneginf().sum() == 49
         else:
             assert changed is scores
+
+
+@pytest.mark.parametrize("name", ["context_token_id", "context_start_token_id", "context_end_token_id"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("guesses", [False, True])
+def test_a_model_that_wants_to_write_marks_of_contexts_is_not_let(name, rows, guesses):
+    model = make_model()
+    texts = torch.randint(0, 200, (rows, 20), generator=torch.Generator().manual_seed(0))
+    latents = model.get_context_features(texts)[:, 0].detach()
+    mark = getattr(model.config, name)
+
+    @torch.no_grad()
+    def restored() -> list[list[int]]:
+        restorer = Restorer(model, make_processor())
+        restorer._guesses = guesses
+        return restorer.generate(latents, 30)
+
+    expected = restored()
+    assert max(map(len, expected)) > 8, "a second stretch begins"
+
+    def want_the_mark(module, args, outputs):
+        outputs.logits[..., mark] += 1e4
+
+    model.register_forward_hook(want_the_mark)
+    assert restored() == expected

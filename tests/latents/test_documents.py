@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from c3_hf.latents.file import ORDER
+from c3_hf.latents.file import INDEX, ORDER
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,8 @@ def test_the_reader_on_the_page_reads_a_segment(page, compressed, tmp_path, dtyp
 def test_the_page_lists_every_tensor_in_file_order_and_every_header_entry(page, compressed):
     listed = re.findall(r"^\| `(\w+)` \| (?:[FIBU]\d+|BF16)", page, flags=re.MULTILINE)
     assert tuple(listed) == ORDER
+    (checksum,) = re.findall(r"^\| `crc32` \|.* in this order: (.*) \|$", page, flags=re.MULTILINE)
+    assert tuple(re.findall(r"\w+", checksum)) == INDEX
     header = page.split("## Header")[1].split("## Fidelity")[0]
     first_columns = re.findall(r"^\| (`.*?) \|", header, flags=re.MULTILINE)
     entries = {name for column in first_columns for name in re.findall(r"`(\w+)`", column)}

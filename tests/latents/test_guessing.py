@@ -54,7 +54,7 @@ def by_token(model, prompt_ids, new_tokens: int) -> list[list[int]]:
 
 
 def guess(model, prompts, new_tokens: int, forced=None):
-    return guess_in_blocks(model, prompts, {}, new_tokens, forced, [STOP])
+    return guess_in_blocks(model, prompts, {}, new_tokens, forced, [STOP], [])
 
 
 def test_a_decoder_that_counts_takes_two_passes_a_block():
@@ -146,7 +146,7 @@ SETTLED, GIVEN_UP = [9] * 40, [9]
 def test_one_row_says_whether_guessing_pays(first, others, expected, monkeypatch):
     calls = []
 
-    def guess_in_blocks(model, prompts, latents, new_tokens, forced, stop_ids):
+    def guess_in_blocks(model, prompts, latents, new_tokens, forced, stop_ids, never_ids):
         calls.append((len(prompts), new_tokens))
         return [list(ids[:new_tokens]) for ids in [first, others, others, others][: len(prompts)]]
 

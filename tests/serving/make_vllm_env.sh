@@ -4,7 +4,7 @@
 #   tests/serving/make_vllm_env.sh FOLDER
 #   C3_VLLM_PYTHON=FOLDER/bin/python python -m pytest tests/serving/test_real_vllm.py
 #
-# Needs python3 (3.10 to 3.13, with venv), a package index and 3 GB of disk.
+# Needs python3 (3.10 to 3.13, with venv), a package index and 3.4 GB of disk.
 set -euo pipefail
 
 folder=${1:?tests/serving/make_vllm_env.sh: name a folder to make}

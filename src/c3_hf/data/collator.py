@@ -62,7 +62,7 @@ class C3DataCollator:
       its parameters;
     - `context_strides`: `(batch_size, num_contexts)`, for a model with a stride;
 
-    and, if it is made of samples, whose contexts are padded to the planned length of the batch,
+    and, if it is made of samples, whose contexts, where each has one, are padded to the planned length of the batch,
 
     - `logits_to_keep`: int, the last positions that hold all labels and the position before the first;
     - `outcome_counts`: `(len(OUTCOMES),)`;
@@ -273,6 +273,8 @@ def _pad_contexts(
 ) -> dict[str, torch.Tensor]:
     num_contexts = max(1, *map(len, contexts))
     slots = [slot for row in contexts for slot in [*row, *[[]] * (num_contexts - len(row))]]
+    # Where there are several they share the text of that length.
+    length = length if num_contexts == 1 else 0
     padded = _pad_with_mask("context_", slots, pad, multiple, max(1, length))
     return {name: tensor.reshape(len(contexts), num_contexts, -1) for name, tensor in padded.items()}
 

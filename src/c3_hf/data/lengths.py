@@ -1,9 +1,9 @@
 """How long each training sample is, and how samples are grouped into batches of one length.
 
-Restoring is learnt fast only if lengths start short and grow slowly, so the longest permitted length, the ceiling,
-rises during training along a curve given beforehand, which may wait for the model to master what it sees. All
-micro-batches of one optimizer step share one length: padding is small, compiled code sees few shapes, and how a step
-is divided into micro-batches and processes does not change its samples.
+With the original's positions restoring is learnt only if lengths start short and grow slowly, so the longest permitted
+length, the ceiling, rises during training along a curve given beforehand, which may wait for the model to master what
+it sees. All micro-batches of one optimizer step share one length: padding is small, compiled code sees few shapes, and
+how a step is divided into micro-batches and processes does not change its samples.
 """
 
 from __future__ import annotations

@@ -79,6 +79,14 @@ class Restorer:
             raise ValueError("`model` has no `generation_config.eos_token_id`: set it to the ids that end a reply.")
         return [stop] if isinstance(stop, int) else list(stop)
 
+    @cached_property
+    def never_ids(self) -> list[int]:
+        """Ids that restoring never chooses: the marks of a context. No text has them, and a model that has learnt
+        little may write them; where such a reply is gone on from they would be taken for a context of the prompt."""
+        config = self.model.config
+        marks = [config.context_token_id, config.context_start_token_id, config.context_end_token_id]
+        return [*(self.model.generation_config.suppress_tokens or []), *marks]
+
     def generate(
         self,
         latents: torch.Tensor,
@@ -107,7 +115,7 @@ class Restorer:
         if self._guesses is None:
             self._guesses = self._try_guessing(prompts, contexts, max_new_tokens, steps)
         if self._guesses:
-            new_ids = guess_in_blocks(self.model, prompts, contexts, max_new_tokens, steps, self.stop_ids)
+            new_ids = self._guess(prompts, contexts, max_new_tokens, steps)
         waiting = self._waiting(new_ids, max_new_tokens)
         if self._guesses:
             given_up = sum(len(rows) for count, rows in waiting.items() if count < _FIRST_BLOCK)
@@ -143,8 +151,13 @@ class Restorer:
         tried = min(max_new_tokens, _FIRST_BLOCK)
         if not self._can_guess():
             return False
-        first = guess_in_blocks(self.model, prompts[:1], _rows(contexts, [0]), tried, steps, self.stop_ids)
+        first = self._guess(prompts[:1], _rows(contexts, [0]), tried, steps)
         return not self._waiting(first, tried)
+
+    def _guess(
+        self, prompts: torch.LongTensor, contexts: Latents, max_new_tokens: int, steps: torch.LongTensor | None
+    ) -> list[list[int]]:
+        return guess_in_blocks(self.model, prompts, contexts, max_new_tokens, steps, self.stop_ids, self.never_ids)
 
     def _can_guess(self) -> bool:
         """Whether the greedy choice is the likeliest token and nothing else, and guesses can be taken back."""
@@ -171,6 +184,7 @@ class Restorer:
             **GREEDY,
             "eos_token_id": self.stop_ids,
             "pad_token_id": self.stop_ids[0],
+            "suppress_tokens": self.never_ids,
             "prompt_lookup_num_tokens": _DRAFTED_TOKENS if drafts else None,
         }
         # On a GPU transformers would compile a step for each size of the batch and the cache. Under autocast keys and
@@ -289,6 +303,7 @@ def guess_in_blocks(
     max_new_tokens: int,
     forced: torch.LongTensor | None,
     stop_ids: list[int],
+    never_ids: list[int],
 ) -> list[list[int]]:
     """Greedy tokens as far as they can be had by Jacobi decoding (Santilli et al., arXiv 2305.10427).
 
@@ -301,6 +316,7 @@ def guess_in_blocks(
         model: A `C3ForConditionalGeneration` whose decoder has full attention.
         prompt_ids, contexts, max_new_tokens, forced: As for [`generate_in_stretches`].
         stop_ids: Ids that end a row.
+        never_ids: Ids that are not chosen.
 
     Returns:
         The first new ids of each row. A row is done if its last one is a stop or there are `max_new_tokens`; rows that
@@ -315,7 +331,7 @@ def guess_in_blocks(
     while len(rows) and done < max_new_tokens:
         width = min(width, max_new_tokens - done)
         wanted = None if forced is None else forced[rows, done : done + width]
-        greedy, certain, lengths = _settle(model, cache, last, width, wanted, stops)
+        greedy, certain, lengths = _settle(model, cache, last, width, wanted, stops, never_ids)
         settled = certain >= lengths
         if not settled.all():
             lengths = torch.where(settled, lengths, certain[~settled].min())
@@ -337,6 +353,7 @@ def _settle(
     width: int,
     forced: torch.LongTensor | None,
     stops: torch.LongTensor,
+    never_ids: list[int],
 ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
     """Guess the `width` tokens behind `last` until they repeat themselves, or for three passes.
 
@@ -349,7 +366,9 @@ def _settle(
         if number:
             cache.crop(-width)
         inputs = torch.cat([last, greedy[:, :-1]], dim=1)
-        greedy = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits.max(dim=-1).indices
+        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits
+        logits[..., never_ids] = -torch.inf
+        greedy = logits.max(dim=-1).indices
         if forced is not None:
             known = greedy[:, : forced.shape[1]]
             known.copy_(torch.where(forced >= 0, forced, known))
