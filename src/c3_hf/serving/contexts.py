@@ -224,8 +224,8 @@ class Contexts:
 
     async def _compressed(self, text: str) -> CompressedContext:
         pipe = self._pipe
-        ids = await asyncio.to_thread(pipe.processor.encoder_reader.read_plain, [text])
-        self._check_room(len(ids[0][0]) // self.store.header.segment_length)
+        ids = await asyncio.to_thread(pipe.processor.tokenize_context, text)
+        self._check_room(len(ids) // self.store.header.segment_length)
         return await self._thread.run(lambda: pipe.compress([text], latent_dtype=torch.float32, batch_size=_BATCH))
 
     def _check_room(self, num_blocks: int) -> None:
