@@ -157,7 +157,7 @@ def dtype_rows(model: Any, processor: Any, options: Any) -> list[dict[str, Any]]
         rows.append(
             {
                 "dtype": str(dtype).removeprefix("torch."),
-                "token_accuracy": float((context.margins > 0).float().mean()),
+                "token_accuracy": context.token_accuracy,
                 "latent_bytes": sum(sizes[name].nbytes for name in ("latents", "latent_scales") if name in sizes),
                 "tokens": context.num_tokens,
             }

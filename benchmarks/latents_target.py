@@ -85,10 +85,10 @@ def describe(context: CompressedContext) -> dict[str, Any]:
     accuracies = sorted(segment.token_accuracy for segment in context.fidelity or [])
     return {
         "segments": len(context),
-        "latents": len(context) * context.header.num_latents,
+        "latents": context.total_latents,
         "tokens": context.num_tokens,
         "worst_segment": accuracies[0],
-        "tokens_right": float((context.margins > 0).float().mean()),
+        "tokens_right": context.token_accuracy,
         "passes": context.header.passes,
     }
 

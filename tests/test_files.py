@@ -137,6 +137,19 @@ def test_a_digest_is_that_of_the_bytes(tmp_path):
     assert files.file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("20 B", 20), ("1.5GB", 1_500_000_000), (" 2 mib ", 2 << 20), ("1TB", 10**12), ("0.5KB", 500)],
+)
+def test_sizes_in_words(text, size):
+    assert files.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 apples", "-3GB", "1iB", "5K", "1,5GB", "nan", "9" * 400])
+def test_no_sizes(text):
+    assert files.parse_size(text) == 0
+
+
 def test_the_standard_library_is_enough():
     names = subprocess.run(
         [sys.executable, "-c", f"import runpy, sys; runpy.run_path({files.__file__!r}); print(*sys.modules)"],

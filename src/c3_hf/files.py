@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, locks on them, digests, JSON Lines, headers of safetensors.
+"""Files and folders that are there whole or not at all, locks, sizes, digests, JSON Lines, headers of safetensors.
 
 The standard library alone, so that a command can look at files before it loads anything else.
 """
@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 import struct
@@ -26,11 +27,14 @@ from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
-# Windows has none; there two runs into one file do not learn of each other.
-LOCK_SUFFIX = ".lock"
+# Behind the name of a file that is being made: what is finished of it, and the lock that holds it. Windows has no
+# locks; there two runs into one file do not learn of each other.
+JOURNAL_SUFFIX, LOCK_SUFFIX = ".journal", ".lock"
 _HAS_LOCKS = find_spec("fcntl") is not None
 # Bytes of a file name on the file systems in use.
 LONGEST_NAME = 255
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def is_stream(path: str | os.PathLike) -> bool:
@@ -339,6 +343,12 @@ def file_sha256(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def parse_size(text: str) -> int:
+    """Bytes, of words such as "5GB" (5 * 10**9), "1.5 MiB" (1.5 * 2**20) or "4096"; 0 where they say no size."""
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*((?:[KMGT]I?)?B)?\s*", text, flags=re.IGNORECASE)
+    return int(float(match[1]) * _SIZE_UNITS[(match[2] or "").upper()]) if match else 0
 
 
 def safetensors_header(metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Sequence[int]]]) -> bytes:

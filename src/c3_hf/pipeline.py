@@ -23,6 +23,7 @@ from .latents.measure import Calibration
 from .latents.restore import iter_restored, restore_all, verify_context
 from .latents.segments import Source
 from .modeling.chats_c3 import as_chats
+from .modeling.positions_c3 import pad_rows
 
 
 Conversation = Sequence[dict[str, Any]]
@@ -292,15 +293,13 @@ class C3Pipeline:
         begun = [conversation[-1]["role"] == "assistant" for conversation in rendered if conversation]
         if any(begun) and not all(begun):
             raise ValueError("`messages`: either every conversation ends with a begun reply or none does.")
-        options: dict[str, Any] = {"chat_template": chat_template}
-        if any(begun):
-            options |= {"add_generation_prompt": False, "continue_final_message": True}
-        inputs = self.processor.apply_chat_template(rendered, **options).to(self.device)
+        inputs = self.processor.apply_chat_template(
+            rendered, chat_template=chat_template, continue_final_message=any(begun)
+        ).to(self.device)
         if any(strides):
-            most = max(map(len, strides))
             # Slots behind a conversation's own contexts are not used.
-            padded = [row + [1] * (most - len(row)) for row in strides]
-            inputs["context_strides"] = torch.tensor(padded, device=self.device)
+            rows = [torch.tensor(row, dtype=torch.long) for row in strides]
+            inputs["context_strides"] = pad_rows(rows, left=False, value=1)[0].to(self.device)
         output = self.model.generate(**inputs, streamer=streamer, **generate_kwargs)
         replies = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])
         return replies[0] if single and len(replies) == 1 else replies

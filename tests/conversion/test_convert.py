@@ -617,11 +617,9 @@ def test_taken_output_and_bad_sizes_are_refused(released, tmp_path):
     convert(folder, tmp_path / "out")
     with pytest.raises(ValueError, match=r"`output` .* exists and is not an empty folder"):
         convert(folder, tmp_path / "out")
-    for size in ("5 apples", "-3GB", 0):
+    for size in ("5 apples", "-3GB", "9" * 400 + "GB", 0):
         with pytest.raises(ValueError, match="`max_shard_size` must be a number of bytes"):
             convert(folder, tmp_path / "new", max_shard_size=size)
-    assert weights.parse_size("1.5GB") == 1_500_000_000
-    assert weights.parse_size("2 MiB") == 2 * 2**20
 
 
 def test_a_failure_half_way_leaves_nothing(released, tmp_path, monkeypatch):

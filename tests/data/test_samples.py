@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from c3_hf.data.lengths import LengthGroupedBatches, LengthSchedule, SampleKey
-from c3_hf.data.records import RecordSource, StreamingSource, TrainingFile, parse_training_files
+from c3_hf.data.records import RecordSource, StreamingSource, TrainingFile, parse_record, parse_training_files
 from c3_hf.data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset, cut_to_tokens
+from c3_hf.data.tasks import CONTINUE_PROMPT, FIND_PROMPT
+from c3_hf.modeling.prompt_c3 import RESTORE_PROMPT
 
 
 SCHEDULE = LengthSchedule(8, [(0, 64)])
@@ -17,6 +19,10 @@ SCHEDULE = LengthSchedule(8, [(0, 64)])
 
 def context_of(sample):
     return sample.example.messages[0]["content"][0]["text"]
+
+
+def prompt_of(sample):
+    return sample.example.messages[0]["content"][-1]["text"]
 
 
 @pytest.mark.parametrize("num_tokens", range(1, 24))
@@ -53,16 +59,17 @@ def test_samples_have_the_length_asked_for(dataset, processor):
     for index in range(40):
         sample = dataset[SampleKey(index, 48)]
         length = len(processor.tokenize_context(context_of(sample)))
-        if sample.example.task == "restore":
+        if prompt_of(sample) == RESTORE_PROMPT:
             # One Chinese character is three of the byte tokenizer's tokens.
             assert 48 - 16 - 2 <= length <= 48
         assert length <= 48 + 3 * 60
 
 
 def test_mixture_shares(dataset):
-    tasks = Counter(dataset[SampleKey(index, 16)].example.task for index in range(400))
-    assert abs(tasks["restore"] / 400 - 0.6) < 0.1
-    assert abs(tasks["answer"] / 400 - 0.2) < 0.08
+    prompts = Counter(prompt_of(dataset[SampleKey(index, 16)]) for index in range(400))
+    assert abs(prompts[RESTORE_PROMPT] / 400 - 0.6) < 0.1
+    assert abs(prompts[CONTINUE_PROMPT] / 400 - 0.1) < 0.06
+    assert abs(prompts[FIND_PROMPT] / 400 - 0.3) < 0.1
     chinese = sum(
         "一" <= char <= "龥" for index in range(200) for char in context_of(dataset[SampleKey(index, 16)])[:1]
     )
@@ -75,7 +82,7 @@ def test_given_messages_pass_through(tmp_path, processor):
     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
     maker = ExampleMaker(processor.tokenizer, SCHEDULE, {"restore": 1}, {"plain": 1})
     sample = MixtureDataset(RecordSource([TrainingFile(str(path))]), maker)[SampleKey(3, 16)]
-    assert sample.example.task == "messages"
+    assert sample.example == parse_record(record)
     assert context_of(sample) == "c"
 
 

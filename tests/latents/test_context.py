@@ -50,6 +50,19 @@ def test_offsets_point_into_the_text(compressed, text):
         assert text[start:end].encode() == data[first:last]
     assert (int(context.char_offsets[-1]), int(context.byte_offsets[-1])) == (len(text), len(data))
     assert context.num_tokens == context.token_offsets[-1]
+    part = context[2:4]
+    assert part.num_characters == int(context.char_offsets[4] - context.char_offsets[2])
+    assert (context.num_characters, part.total_latents) == (len(text), 2 * 4)
+
+
+def test_the_token_accuracy_of_all_segments(compressed):
+    assert compressed().token_accuracy is None
+    context = compressed(verify=True)
+    positions = context.num_tokens + len(context)
+    wrong = sum(segment.num_errors for segment in context.fidelity)
+    assert wrong > 0
+    assert context.token_accuracy == 1 - wrong / positions
+    assert context[:0].token_accuracy == 1
 
 
 def test_latents_are_what_generate_takes(compressed, model, processor, text):

@@ -230,6 +230,18 @@ class TestModelSurface:
         kept = model(ids, logits_to_keep=torch.tensor([0, 3])).logits
         torch.testing.assert_close(kept, full[:, [0, 3]], atol=1e-5, rtol=1e-5)
 
+    def test_transformers_finds_the_parts_of_the_whole_model(self):
+        model = make_model(tie_word_embeddings=False)
+        halves, table, head = model.model, torch.nn.Embedding(9, 32), torch.nn.Linear(32, 9, bias=False)
+        assert (model.get_encoder(), model.get_decoder()) == (halves.encoder, halves.language_model)
+        assert (model.get_input_embeddings(), model.get_output_embeddings()) == (
+            halves.language_model.get_input_embeddings(),
+            model.lm_head,
+        )
+        model.set_input_embeddings(table)
+        model.set_output_embeddings(head)
+        assert (halves.language_model.get_input_embeddings(), model.lm_head) == (table, head)
+
     @pytest.mark.parametrize("tied", [True, False])
     def test_tied_and_untied_heads_survive_saving(self, tmp_path, tied):
         model = make_model(tie_word_embeddings=tied)

@@ -55,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the answer; refuse what the model was not trained for."""
-    check_numbers(args, "max_new_tokens", "batch_size")
+    check_numbers(args, "max_new_tokens")
     files, question = split_words(args.words)
     check_text("QUESTION", question)
     check_text("--start", args.start)

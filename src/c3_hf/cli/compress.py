@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..files import file_sha256, is_stream
+from ..files import JOURNAL_SUFFIX, file_sha256, is_stream
 from ..options import LATENT_DTYPES, CompressionOptions
 from .files import (
     STREAM,
@@ -28,7 +28,7 @@ from .files import (
     read_inputs,
 )
 from .loading import add_model_arguments, load_model
-from .messages import Failures, stdin_bytes
+from .messages import Failures
 from .parsing import CommandParser, as_typed
 from .remote import Remote, add_server_argument
 
@@ -133,7 +133,7 @@ def _compress_on_server(args: argparse.Namespace, failures: Failures) -> int:
 
 def _opened(source: str) -> BinaryIO:
     # A pipe is read first: it has no length to announce.
-    return io.BytesIO(stdin_bytes().read()) if source == STREAM else open(source, "rb")
+    return io.BytesIO(sys.stdin.buffer.read()) if source == STREAM else open(source, "rb")
 
 
 def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, failures: Failures) -> list[Job]:
@@ -164,7 +164,7 @@ def plan_jobs(inputs: list[str], output: str | None, append: bool, force: bool, 
         jobs.append(Job(source, target))
     if not jobs and not failures.count:
         raise ValueError(f"`FILE`: there is no file below {', '.join(inputs)}.")
-    return check_jobs(jobs, force=force, replaceable=is_context, beside=".journal")
+    return check_jobs(jobs, force=force, replaceable=is_context, beside=JOURNAL_SUFFIX)
 
 
 def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> None:
@@ -172,7 +172,7 @@ def _compress(job: Job, pipe: Any, options: dict[str, Any], append: bool) -> Non
         through = job.target == STREAM or is_stream(job.target)
         path = Path(folder) / f"stdout{SUFFIX}" if through else Path(job.target)
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
-        source = stdin_bytes() if job.source == STREAM else Path(job.source)
+        source = sys.stdin.buffer if job.source == STREAM else Path(job.source)
         context = pipe.compress(source, output=path, append=append, progress=True, **options)
         print(f"{job.target}: {context!r}", file=sys.stderr)
         if through:
@@ -184,7 +184,7 @@ def _is_current(job: Job, pipe: Any, options: dict[str, Any]) -> bool:
     """Whether the target is what compressing the present source would give, so that a directory run can go on."""
     from c3_hf.latents import CompressedContext
 
-    if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + ".journal"):
+    if not (os.path.isfile(job.source) and os.path.isfile(job.target)) or os.path.exists(job.target + JOURNAL_SUFFIX):
         return False
     try:
         context = CompressedContext.load(job.target)

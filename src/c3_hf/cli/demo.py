@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..options import MIN_SEGMENT_LENGTH
-from .loading import add_model_arguments, check_address, check_numbers, load_model
-from .messages import say, stdin_bytes
+from .loading import add_model_arguments, check_address, load_model
+from .messages import say
 
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     for name, default in args.of_page.items():
         if getattr(args, name) != default:
             raise ValueError(f"`{name}` means nothing without `--web`; add it, or leave this out.")
-    check_numbers(args, "batch_size")
     text = _read(args.file)
     if not text.strip():
         raise ValueError(f"`FILE` {args.file!r} holds no text; give one that does, or none for the sample")
@@ -79,19 +78,19 @@ def run(args: argparse.Namespace) -> int:
     restored = pipe.restore(context, batch_size=args.batch_size, progress=True).text
     seconds = time.perf_counter() - started
 
-    num_latents = len(context) * pipe.model.config.num_latents
     size = f"{len(text):,} characters, {context.num_tokens:,} tokens"
+    latents = f"{len(context)} × {context.header.num_latents} latents"
     if restored == text:
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        print(f"{text.rstrip()}\n\nRestored from {len(context)} × {pipe.model.config.num_latents} latents: identical")
+        print(f"{text.rstrip()}\n\nRestored from {latents}: identical")
         print(f"({size}, sha256 {digest})")
     else:
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         print(f"Original: {size}\n\n{text.rstrip()}\n")
-        print(f"Restored from {len(context)} × {pipe.model.config.num_latents} latents: not the same\n")
+        print(f"Restored from {latents}: not the same\n")
         print(f"{mark_differences(text, restored, colour).rstrip()}\n")
     print(
-        f"{context.num_tokens / num_latents:.1f} tokens and {len(text) / num_latents:.1f} characters a latent, "
+        f"{context.compression_ratio:.1f} tokens and {len(text) / context.total_latents:.1f} characters a latent, "
         f"character precision {100 * char_precision(restored, text):.2f} %, "
         f"{seconds:.2f} s ({context.num_tokens / seconds:.0f} tokens/s)"
     )
@@ -159,7 +158,7 @@ def mark_differences(original: str, restored: str, colour: bool) -> str:
 def _read(file: str | None) -> str:
     if file is None:
         return SAMPLE.read_text(encoding="utf-8")
-    content = stdin_bytes().read() if file == "-" else Path(file).read_bytes()
+    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -62,9 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the tasks and print one line for each."""
-    check_run_folder(arguments.output)
+    check_run_folder(args.output)
 
     from pathlib import Path
 
@@ -73,27 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
     from c3_hf.evaluation.run import RunSettings, run
 
     own = ("own_texts", "own_questions")
-    if arguments.data_file:
-        if arguments.tasks:
+    if args.data_file:
+        if args.tasks:
             raise ValueError("`--tasks` goes with `--data-dir`: of a file of your own, every line is run.")
         tasks = list(own)
-    elif arguments.tasks in (None, ["all"]):
+    elif args.tasks in (None, ["all"]):
         tasks = [name for name in catalogue.names("tasks") if name not in own]
     else:
-        tasks = arguments.tasks
+        tasks = args.tasks
     settings = RunSettings(
-        model=arguments.model or tiny_model_path(),
+        model=args.model or tiny_model_path(),
         tasks=tuple(tasks),
-        **{
-            name: getattr(arguments, name)
-            for name in RunSettings.__dataclass_fields__
-            if name not in ("model", "tasks")
-        },
+        **{name: getattr(args, name) for name in RunSettings.__dataclass_fields__ if name not in ("model", "tasks")},
     )
-    data = Path(arguments.data_file or arguments.data_dir)
-    summary = run(settings, data, Path(arguments.output), arguments.allow_changes)
+    data = Path(args.data_file or args.data_dir)
+    summary = run(settings, data, Path(args.output), args.allow_changes)
     if summary.get("skipped"):
-        print(f"{arguments.system} is skipped: {summary['skipped']}")
+        print(f"{args.system} is skipped: {summary['skipped']}")
     for task, groups in summary.get("metrics", {}).items():
         print(_line(task, groups["all"]))
     return 0

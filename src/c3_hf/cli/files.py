@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ..files import atomic_file, check_folder, check_name, is_stream, place_of
-from .messages import Failures, stdin_bytes, stdout_bytes
+from .messages import Failures
 
 
 STREAM = "-"
@@ -211,8 +211,8 @@ def is_context(path: str) -> bool:
 def opened_for_writing(target: str) -> Iterator[IO[bytes]]:
     """A binary file that becomes `target` once it is written in full; standard output for `STREAM`."""
     if target == STREAM:
-        yield stdout_bytes()
-        stdout_bytes().flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
         return
     os.makedirs(os.path.dirname(os.path.realpath(target)), exist_ok=True)
     with atomic_file(target) as file:
@@ -241,7 +241,7 @@ def context_path(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"stdin{SUFFIX}"
         with copy.open("wb") as file, contextlib.ExitStack() as stack:
-            source = stdin_bytes() if path == STREAM else stack.enter_context(open(path, "rb"))
+            source = sys.stdin.buffer if path == STREAM else stack.enter_context(open(path, "rb"))
             shutil.copyfileobj(source, file)
         try:
             yield copy

@@ -62,23 +62,20 @@ def run(args: argparse.Namespace) -> int:
 def summarise(context: Any) -> dict[str, Any]:
     """Numbers about the whole context; sizes in bytes."""
     fidelity = context.fidelity
-    characters = int(context.char_offsets[-1] - context.char_offsets[0])
-    text_bytes = int(context.byte_offsets[-1] - context.byte_offsets[0])
     summary: dict[str, Any] = {
         "header": dataclasses.asdict(context.header),
         "num_segments": len(context),
         "num_tokens": context.num_tokens,
-        "num_characters": characters,
-        "text_bytes": text_bytes,
-        "num_latents": len(context) * context.header.num_latents,
+        "num_characters": context.num_characters,
+        "text_bytes": int(context.byte_offsets[-1] - context.byte_offsets[0]),
+        "num_latents": context.total_latents,
         "compression_ratio": context.compression_ratio,
         "sizes": {name: tensor.nbytes for name, tensor in context.tensors().items()},
     }
     if fidelity is not None:
-        positions = sum(segment.num_tokens + 1 for segment in fidelity)
         target = context.header.target_fidelity
         summary["fidelity"] = {
-            "token_accuracy": 1 - sum(segment.num_errors for segment in fidelity) / max(1, positions),
+            "token_accuracy": context.token_accuracy,
             "exact_segments": sum(segment.is_exact for segment in fidelity),
             "certain_tokens": sum(segment.exact_prefix for segment in fidelity),
             "worst_segment": min((segment.token_accuracy for segment in fidelity), default=None),

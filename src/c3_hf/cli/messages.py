@@ -9,7 +9,6 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from .parsing import as_typed
 
@@ -139,16 +138,6 @@ def abandon_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
         os.close(null)
-
-
-def stdin_bytes() -> BinaryIO:
-    """Standard input as bytes."""
-    return sys.stdin.buffer
-
-
-def stdout_bytes() -> BinaryIO:
-    """Standard output as bytes."""
-    return sys.stdout.buffer
 
 
 def check_text(argument: str, text: str | None) -> None:

@@ -26,17 +26,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Write the report and print where it is."""
-    check_numbers(arguments, "receipts")
-    output = Path(arguments.output or arguments.runs[0])
+    check_numbers(args, "receipts")
+    output = Path(args.output or args.runs[0])
     check_run_folder(str(output))
     page = output / "report.md"
-    if page.is_file() and not arguments.force and not page.read_bytes().startswith(b"# Evaluation report\n"):
+    if page.is_file() and not args.force and not page.read_bytes().startswith(b"# Evaluation report\n"):
         raise ValueError(f"`--output`: {page} exists and is no report. Give another folder, or --force to replace it.")
 
     from c3_hf.evaluation.report import write_report
 
-    runs = [Path(folder) for folder in arguments.runs]
-    print(write_report(runs, output, arguments.receipts))
+    runs = [Path(folder) for folder in args.runs]
+    print(write_report(runs, output, args.receipts))
     return 0

@@ -6,14 +6,13 @@ import argparse
 import asyncio
 import logging
 import os
-import re
 
+from ..files import parse_size
 from .loading import add_dtype_argument, check_address
 from .messages import FAILED, check_text, say
 
 
 KEY_VARIABLE, ENGINE_KEY_VARIABLE = "C3_API_KEY", "C3_ENGINE_API_KEY"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -151,8 +150,7 @@ def _log_requests() -> None:
 
 def _size(name: str, text: str) -> int:
     """Bytes, from words such as "10GB"."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMGT]?B)?", text.strip(), flags=re.IGNORECASE)
-    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    size = parse_size(text)
     if size < 1:
-        raise ValueError(f"`--{name.replace('_', '-')}` must be a size such as 500MB or 10GB, got {text!r}.")
+        raise ValueError(f"`{name}` must be a size such as 500MB or 10GB, got {text!r}.")
     return size

@@ -73,7 +73,7 @@ def convert(
         FileNotFoundError: if a needed file is absent.
         ValueError: if anything about the source is not as it must be, `output` is taken, or the verification fails.
     """
-    max_shard_size = weights.parse_size(max_shard_size)
+    max_shard_size = weights.shard_size(max_shard_size)
     checkpoint = open_released_checkpoint(source, **hub)
     with atomic_folder(output) as folder:
         vocabulary = read_vocabulary(checkpoint)

@@ -79,7 +79,7 @@ def export(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
-    max_shard_size = weights.parse_size(max_shard_size)
+    max_shard_size = weights.shard_size(max_shard_size)
     source, _ = fetch_folder(model, **hub)
     config = read_config(source)
     if config.latent_stride is not None and layout != "encoder":

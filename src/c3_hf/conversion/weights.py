@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from c3_hf.files import read_json_object, safetensors_header, write_json
+from c3_hf.files import parse_size, read_json_object, safetensors_header, write_json
 
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -43,7 +42,6 @@ DTYPES = {
 
 # transformers 4.57's own default; engines and file systems cope with it.
 DEFAULT_SHARD_SIZE = "5GB"
-_SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -289,7 +287,7 @@ def write_shards(
         target: torch.empty(source.shape, dtype=output_dtype(source.dtype, dtype), device="meta")
         for target, source in sources.items()
     }
-    split = split_torch_state_dict_into_shards(meta, max_shard_size=parse_size(max_shard_size))
+    split = split_torch_state_dict_into_shards(meta, max_shard_size=shard_size(max_shard_size))
     with _byte_bar("writing weights", sources) as bar:
         for file_name, targets in split.filename_to_tensors.items():
             write_file(
@@ -303,17 +301,13 @@ def write_shards(
     return list(split.filename_to_tensors)
 
 
-def parse_size(size: int | str) -> int:
-    """A number of bytes from an int or from text such as "5GB", "500MB", "1GiB".
+def shard_size(size: int | str) -> int:
+    """A number of bytes from an int or from text, see [`parse_size`].
 
     Raises:
-        ValueError: if it is not a positive size in that form.
+        ValueError: if it is not a positive size.
     """
-    if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)\s*", size, flags=re.IGNORECASE)
-        value = int(float(match[1]) * _SIZE_UNITS[match[2].upper()]) if match else 0
-    else:
-        value = int(size)
+    value = parse_size(size) if isinstance(size, str) else int(size)
     if value < 1:
         raise ValueError(f"`max_shard_size` must be a number of bytes or text such as '5GB' or '500MB', got {size!r}.")
     return value

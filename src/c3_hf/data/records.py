@@ -36,12 +36,10 @@ class TrainingExample:
     Attributes:
         messages: chat messages; content is a list of `{"type": "context" | "text", "text": str}` parts.
         loss: for every message, whether its text (and the end-of-turn token after it) carries loss.
-        task: name under which outcomes are counted, e.g. "restore".
     """
 
     messages: tuple[dict[str, Any], ...]
     loss: tuple[bool, ...]
-    task: str = "messages"
 
 
 def parse_record(record: Mapping[str, Any]) -> TrainingExample | str:
@@ -139,7 +137,7 @@ def _from_conversations(turns: Sequence[Mapping[str, str]]) -> TrainingExample:
             f"{CONVERSATION_CONTEXT_MARK!r} to say where it goes."
         )
     _check_loss(loss, "conversations")
-    return TrainingExample(tuple(messages), tuple(loss), task="conversations")
+    return TrainingExample(tuple(messages), tuple(loss))
 
 
 def _context_parts(texts: Sequence[str]) -> list[dict[str, str]]:

@@ -60,7 +60,7 @@ def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
 
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:
     """The whole text back, with the original's prompt "Repeat the text: "."""
-    return _example([text], RESTORE_PROMPT, text, "restore")
+    return _example([text], RESTORE_PROMPT, text)
 
 
 def continue_text(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -68,20 +68,20 @@ def continue_text(rng: np.random.Generator, text: str) -> TrainingExample:
     cut = int(len(text) * rng.uniform(0.4, 0.8))
     space = text.find(" ", cut, cut + 24)
     cut = space if space >= 0 else cut
-    return _example([text[:cut]], CONTINUE_PROMPT, text[cut:], "continue")
+    return _example([text[:cut]], CONTINUE_PROMPT, text[cut:])
 
 
 def find(rng: np.random.Generator, text: str) -> TrainingExample:
     """A sentence of the text; the whole text if it has none that is whole and longer than a few words."""
     sentences = [sentence.strip() for sentence in _sentences(text)[:-1]]
     long = [sentence for sentence in sentences if len(sentence) >= _MIN_SENTENCE_CHARS] or [text]
-    return _example([text], FIND_PROMPT, long[int(rng.integers(len(long)))], "find")
+    return _example([text], FIND_PROMPT, long[int(rng.integers(len(long)))])
 
 
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
     """Generated facts, one to `MAX_FACTS`, are hidden between the sentences of the text, and one is asked for."""
     sentences, reply = _with_facts(rng, text)
-    return _example(["".join(sentences)], FIND_PROMPT, reply, "answer")
+    return _example(["".join(sentences)], FIND_PROMPT, reply)
 
 
 def answer_segments(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -90,7 +90,7 @@ def answer_segments(rng: np.random.Generator, text: str) -> TrainingExample:
     num_segments = min(int(rng.integers(2, MAX_SEGMENTS + 1)), len(sentences))
     ends = [len(sentences) * number // num_segments for number in range(num_segments + 1)]
     contexts = ["".join(sentences[start:end]) for start, end in itertools.pairwise(ends)]
-    return _example(contexts, FIND_PROMPT, reply, "answer_segments")
+    return _example(contexts, FIND_PROMPT, reply)
 
 
 def _with_facts(rng: np.random.Generator, text: str) -> tuple[list[str], str]:
@@ -125,11 +125,11 @@ def _retrieval_question(rng: np.random.Generator, city: str) -> tuple[str, str]:
     return f"The keeper of the lighthouse at {city} is", f"{rng.choice(_FIRST_NAMES)} {rng.choice(_LAST_NAMES)}"
 
 
-def _example(contexts: Sequence[str], prompt: str, reply: str, task: str) -> TrainingExample:
+def _example(contexts: Sequence[str], prompt: str, reply: str) -> TrainingExample:
     parts = [{"type": "context", "text": text} for text in contexts]
     user = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-    return TrainingExample((user, assistant), (False, True), task)
+    return TrainingExample((user, assistant), (False, True))
 
 
 TASKS: Mapping[str, Callable[[np.random.Generator, str], TrainingExample]] = MappingProxyType(

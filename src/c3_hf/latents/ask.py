@@ -231,11 +231,9 @@ class _Asker:
         parts = [{"type": "context", "latents": segment.project(self.model)} for segment in segments]
         content = [*parts, {"type": "text", "text": self.processor.prompts[prompt] + question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        begun = {}
-        if self.start:
-            messages.append({"role": "assistant", "content": self.start})
-            begun = {"add_generation_prompt": False, "continue_final_message": True}
-        inputs = self.processor.apply_chat_template(messages, **begun).to(self.model.device)
+        messages += [{"role": "assistant", "content": self.start}] * bool(self.start)
+        inputs = self.processor.apply_chat_template(messages, continue_final_message=bool(self.start))
+        inputs = inputs.to(self.model.device)
         if self.model.config.latent_stride is not None:
             inputs["context_strides"] = torch.cat([segment.context_strides(self.model) for segment in segments], dim=1)
         return inputs

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .. import __version__
-from ..files import LOCK_SUFFIX, claimed
+from ..files import JOURNAL_SUFFIX, LOCK_SUFFIX, claimed
 from ..modeling.positions_c3 import pad_rows
 from ..options import MIN_SEGMENT_LENGTH, CompressionOptions
 from .context import CompressedContext, as_latent_dtype, check_at_least_1, check_joinable, project, quantize
 from .decoding import Restorer, batches_by_length, context_room
 from .exact import EXACT_MARGINS, ExactCounts, Residual, build_residual, keep_what_restores
-from .file import JOURNAL_SUFFIX, ContextHeader, Journal, joined_header, segment_checksums, write_file
+from .file import ContextHeader, Journal, joined_header, segment_checksums, write_file
 from .measure import (
     MARGIN_DTYPE,
     Calibration,
@@ -153,10 +153,9 @@ def compress_text(
             context = dataclasses.replace(joined, header=compressor.final_header(name))
     lost = context.num_lost_characters
     if lost and not context.is_exact:
-        total = int(context.char_offsets[-1] - context.char_offsets[0])
         logger.warning(
-            f"{context.name}: the tokenizer does not keep {lost:,} of {total:,} characters (Unicode is normalised, "
-            "for one), so that restoring gives others. `exact=True` keeps them."
+            f"{context.name}: the tokenizer does not keep {lost:,} of {context.num_characters:,} characters (Unicode "
+            "is normalised, for one), so that restoring gives others. `exact=True` keeps them."
         )
     return context
 

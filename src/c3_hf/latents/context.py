@@ -20,6 +20,7 @@ from .file import (
     join_index,
     joined_header,
     read_file,
+    rows_of,
     segment_checksums,
     tensor_bytes,
     write_file,
@@ -130,18 +131,10 @@ class CompressedContext:
             stop = start + 1
         if (start, stop) == (0, len(self)):
             return self
-        tokens = self.token_offsets - self.token_offsets[0]
-        parts: dict[str, torch.Tensor] = {}
         tensors = self.tensors()
-        for name, tensor in tensors.items():
-            if name == "margins":
-                parts[name] = tensor[int(tokens[start]) + start : int(tokens[stop]) + stop]
-            elif name == "residual":
-                parts[name] = tensor[slice(*tensors["residual_offsets"][[start, stop]].tolist())]
-            elif name == "residual_offsets":
-                parts[name] = tensor[start : stop + 1] - tensor[start]
-            else:
-                parts[name] = tensor[start : stop + 1 if name.endswith("_offsets") else stop]
+        parts = {name: tensor[rows_of(name, tensors, start, stop)] for name, tensor in tensors.items()}
+        if "residual_offsets" in parts:
+            parts["residual_offsets"] = parts["residual_offsets"] - parts["residual_offsets"][0]
         header = dataclasses.replace(self.header, text_sha256=None, passes=None)
         return CompressedContext(header, **parts, files=self.files, places=self.places[start:stop])
 
@@ -309,8 +302,7 @@ class CompressedContext:
         """
         if self.margins is None:
             raise ValueError("this context holds no fidelity: compress with `verify=True`, or call `verify`.")
-        tokens = self.token_offsets - self.token_offsets[0]
-        return self.margins[int(tokens[index]) + index : int(tokens[index + 1]) + index + 1]
+        return self.margins[rows_of("margins", self.tensors(), index, index + 1)]
 
     @property
     def fidelity(self) -> list[SegmentFidelity] | None:
@@ -358,10 +350,10 @@ class CompressedContext:
         """
         if self.residual is None or self.residual_offsets is None:
             raise ValueError("this context is not byte-exact: compress with `exact=True`.")
-        start, end = self.residual_offsets[index : index + 2].tolist()
+        record = self.residual[rows_of("residual", self.tensors(), index, index + 1)]
         tokens, size = (int(offsets[index : index + 2].diff()) for offsets in (self.token_offsets, self.byte_offsets))
         try:
-            return Residual.decode(bytes(tensor_bytes(self.residual[start:end])), tokens, size)
+            return Residual.decode(bytes(tensor_bytes(record)), tokens, size)
         except ValueError as error:
             raise ValueError(f"the `residual` of {self.place(index)} is damaged: {error}") from error
 
@@ -376,6 +368,16 @@ class CompressedContext:
         return int(self.token_offsets[-1] - self.token_offsets[0])
 
     @property
+    def num_characters(self) -> int:
+        """Characters of the text."""
+        return int(self.char_offsets[-1] - self.char_offsets[0])
+
+    @property
+    def total_latents(self) -> int:
+        """Latents of all segments together."""
+        return len(self) * self.header.num_latents
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
@@ -383,20 +385,25 @@ class CompressedContext:
     @property
     def compression_ratio(self) -> float:
         """Tokens of the text for each latent; larger is denser."""
-        return self.num_tokens / max(1, len(self) * self.header.num_latents)
+        return self.num_tokens / max(1, self.total_latents)
+
+    @property
+    def token_accuracy(self) -> float | None:
+        """That of all segments together, see [`SegmentFidelity`]; `None` if it was compressed without `verify`."""
+        if self.margins is None:
+            return None
+        return 1 - int((~(self.margins > 0)).sum()) / max(1, len(self.margins))
 
     def __repr__(self) -> str:
         dtype = str(self.latents.dtype).removeprefix("torch.")
         parts = [
             f"{len(self)} segments",
-            f"{self.num_tokens:,} tokens in {len(self) * self.header.num_latents:,} latents "
-            f"({self.compression_ratio:.1f}×)",
+            f"{self.num_tokens:,} tokens in {self.total_latents:,} latents ({self.compression_ratio:.1f}×)",
             f"{dtype} × {self.header.hidden_size}",
             f"{self.nbytes:,} bytes",
         ]
         if self.margins is not None:
-            right = float((self.margins > 0).float().mean()) if len(self.margins) else 1.0
-            parts.append(f"token accuracy {right:.4f}")
+            parts.append(f"token accuracy {self.token_accuracy:.4f}")
         if self.is_exact:
             parts.append("byte-exact")
         if self.num_lost_characters:

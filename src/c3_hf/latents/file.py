@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,18 +66,6 @@ _NAMES = {
     torch.uint8: "U8",
 }
 
-# Types of the header's entries, as JSON gives them, by annotation.
-_HEADER_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "bool | None": (bool, type(None)),
-    "str | None": (str, type(None)),
-    "float | None": (int, float, type(None)),
-}
-
-# What lies beside FILE while it is being made.
-JOURNAL_SUFFIX = ".journal"
 MAGIC = b"c3-context journal 1\n"
 _RECORD = struct.Struct("<II")
 
@@ -132,16 +120,16 @@ class ContextHeader:
         Raises:
             ValueError: If an entry is missing or is not what it can be.
         """
-        fields = dataclasses.fields(cls)
+        fields, hints = dataclasses.fields(cls), get_type_hints(cls)
         known = {field.name: entries.get(field.name, field.default) for field in fields}
         missing = [entry for entry, value in known.items() if value is dataclasses.MISSING]
         if missing:
             raise ValueError(f"`header` lacks {missing}; {name} was not written by c3_hf.")
         for field in fields:
-            value = known[field.name]
-            kinds = _HEADER_TYPES[str(field.type)]
-            # A bool is an int to Python.
-            right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            value, kinds = known[field.name], get_args(hints[field.name]) or (hints[field.name],)
+            # A bool is an int to Python, and a float without a fraction may be one in JSON.
+            right = isinstance(value, (*kinds, int) if float in kinds else kinds)
+            right = right and (bool in kinds or not isinstance(value, bool))
             if right and isinstance(value, (int, float)) and bool not in kinds:
                 # 2^40 of anything is more than a file can hold, and its square more than a tensor can.
                 right = 0 <= value < math.inf if float in kinds else 0 < value < 1 << 40
@@ -149,7 +137,7 @@ class ContextHeader:
                 shown = f"{value!r:.40}" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
                 raise ValueError(
                     f"`header`: the entry `{field.name}` of {name} is {shown}, expected {field.type}"
-                    f"{' from 1 up' if kinds[0] is int and float not in kinds else ''}: it is damaged."
+                    f"{' from 1 up' if kinds[0] is int else ''}: it is damaged."
                 )
         return cls(**known)
 
@@ -315,19 +303,25 @@ def segment_checksums(tensors: Tensors) -> torch.Tensor:
         `(num_segments,)` int64.
     """
     sums = []
-    tokens = tensors["token_offsets"] - tensors["token_offsets"][0]
     for segment in range(len(tensors["latents"])):
-        checksum = zlib.crc32(tensor_bytes(tensors["latents"][segment]))
-        if "latent_scales" in tensors:
-            checksum = zlib.crc32(tensor_bytes(tensors["latent_scales"][segment]), checksum)
-        if "margins" in tensors:
-            start, end = int(tokens[segment]) + segment, int(tokens[segment + 1]) + segment + 1
-            checksum = zlib.crc32(tensor_bytes(tensors["margins"][start:end]), checksum)
-        if "residual" in tensors:
-            start, end = (int(offset) for offset in tensors["residual_offsets"][segment : segment + 2])
-            checksum = zlib.crc32(tensor_bytes(tensors["residual"][start:end]), checksum)
-        sums.append(zlib.crc32(tensor_bytes(tensors["digests"][segment]), checksum))
+        checksum = 0
+        for name in ("latents", "latent_scales", "margins", "residual", "digests"):
+            if name in tensors:
+                rows = rows_of(name, tensors, segment, segment + 1)
+                checksum = zlib.crc32(tensor_bytes(tensors[name][rows]), checksum)
+        sums.append(checksum)
     return torch.tensor(sums, dtype=torch.int64)
+
+
+def rows_of(name: str, tensors: Tensors, start: int, stop: int) -> slice:
+    """The rows of the tensor called `name` that belong to the segments from `start` to before `stop`."""
+    if name == "margins":
+        # One for each token, and one for the stop token behind each segment.
+        offsets = tensors["token_offsets"]
+        return slice(*(int(offsets[place] - offsets[0]) + place for place in (start, stop)))
+    if name == "residual":
+        return slice(*tensors["residual_offsets"][[start, stop]].tolist())
+    return slice(start, stop + 1 if name.endswith("_offsets") else stop)
 
 
 def join_index(pieces: Iterable[Tensors]) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, list[int]]]]:
@@ -446,7 +440,7 @@ class Journal:
             ValueError: If it was not.
         """
         if self.header is None:
-            self.header, self.num_records, self._end = wanted, 0, 0
+            self.header = wanted
             return
         differing = sorted(key for key in wanted if wanted[key] != self.header.get(key))
         if differing:

@@ -5,7 +5,7 @@ One of the remote-code files of every C3 repository on the Hub.
 """
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Optional
 
 import torch
@@ -80,16 +80,11 @@ class C3GenerationMixin(GenerationMixin):
         split = None
         if prompt_ids is not None and prompt_ids.dim() == 2:
             split = split_inline_contexts(self.config, prompt_ids, kwargs.get("attention_mask"))
+        short_ids = prompt_ids if split is None else split["input_ids"]
         if split is not None:
             self._refuse_mixed_contexts(kwargs, name)
-            kwargs["attention_mask"] = split.attention_mask
-            kwargs["context_input_ids"] = split.context_input_ids
-            kwargs["context_attention_mask"] = split.context_attention_mask
-            if inputs is not None:
-                inputs = split.input_ids
-            else:
-                kwargs["input_ids"] = split.input_ids
-        short_ids = prompt_ids if split is None else split.input_ids
+            inputs = None if inputs is None else split.pop("input_ids")
+            kwargs |= split
         in_ids = short_ids is not None and short_ids.shape[1] > 0
         prompts = short_ids if in_ids else kwargs.get("inputs_embeds")
         if prompts is not None:
@@ -234,25 +229,7 @@ class C3GenerationMixin(GenerationMixin):
         return super().generate_batch(inputs, *args, **kwargs)
 
 
-@dataclass
-class InlineContexts:
-    """
-    A batch of prompts whose in-line contexts were cut out.
-
-    input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`): the prompts with a block of
-        placeholders for each context, padded left.
-    context_input_ids, context_attention_mask (`torch.LongTensor` of shape
-        `(batch_size, num_contexts, context_length)`): the contexts, padded right; slots of rows with fewer contexts
-        are masked out.
-    """
-
-    input_ids: torch.LongTensor
-    attention_mask: torch.LongTensor
-    context_input_ids: torch.LongTensor
-    context_attention_mask: torch.LongTensor
-
-
-def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[InlineContexts]:
+def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[dict]:
     """
     Cut in-line contexts out of prompts and put blocks of placeholders in their place.
 
@@ -262,7 +239,9 @@ def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[In
         attention_mask (`torch.Tensor` of the same shape, *optional*): padding is dropped and laid anew on the left.
 
     Returns:
-        [`InlineContexts`], or `None` if there is no in-line context.
+        The arguments of `generate` in the place of these, or `None` if there is no in-line context: `input_ids` and
+        `attention_mask` `(batch_size, prompt_length)`, padded left; `context_input_ids` and `context_attention_mask`
+        `(batch_size, num_contexts, context_length)`, padded right, slots of rows with fewer contexts masked out.
     """
     spans = find_inline_contexts(config, input_ids)
     if not spans:
@@ -282,8 +261,8 @@ def split_inline_contexts(config, input_ids, attention_mask=None) -> Optional[In
         pieces.append(input_ids[row, position:][keep[row, position:]])
         prompts.append(torch.cat(pieces))
         contexts.append(row_contexts)
-    prompt_ids, prompt_mask = pad_rows(prompts, left=True)
-    return InlineContexts(prompt_ids, prompt_mask, *pad_contexts(contexts))
+    names = ("input_ids", "attention_mask", "context_input_ids", "context_attention_mask")
+    return dict(zip(names, (*pad_rows(prompts, left=True), *pad_contexts(contexts))))
 
 
 def _refuse_options(generation_config, kwargs):

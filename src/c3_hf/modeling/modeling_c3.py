@@ -314,21 +314,6 @@ class C3ForConditionalGeneration(C3PreTrainedModel, C3GenerationMixin):
         self.config.auto_map = {**auto_map, "AutoModel": "modeling_c3.C3ForConditionalGeneration"}
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings):
-        self.lm_head = new_embeddings
-
-    def get_decoder(self):
-        return self.model.get_decoder()
-
     def get_encoder(self, modality=None):
         return self.model.get_encoder()
 

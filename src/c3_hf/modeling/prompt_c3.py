@@ -306,21 +306,19 @@ def check_prompt_options(tokenizer, padding, truncation, return_tensors, options
                 f"`{name}` is no option of a C3Processor; it takes `padding`, `truncation`, `return_tensors`, "
                 f"{', '.join(f'`{option}`' for option in PROMPT_OPTIONS)}."
             )
-    strategy = {True: "longest", False: "do_not_pad", None: "do_not_pad"}.get(padding, padding)
-    cut = {None: False, "do_not_truncate": False, "longest_first": True, "only_first": True}.get(
-        truncation, truncation
-    )
+    # Each may be an enumeration of transformers, or the value of it.
+    strategy, cut, tensors = (getattr(each, "value", each) for each in (padding, truncation, return_tensors))
+    strategy = {True: "longest", False: "do_not_pad", None: "do_not_pad"}.get(strategy, strategy)
+    cut = {None: False, "do_not_truncate": False, "longest_first": True, "only_first": True}.get(cut, cut)
     side = options.get("padding_side", tokenizer.padding_side)
-    tensors = getattr(return_tensors, "value", return_tensors)
-    _check_choice("padding", getattr(strategy, "value", strategy), ("longest", "max_length", "do_not_pad"))
-    _check_choice("truncation", getattr(cut, "value", cut), (True, False))
+    _check_choice("padding", strategy, ("longest", "max_length", "do_not_pad"))
+    _check_choice("truncation", cut, (True, False))
     _check_choice("padding_side", side, ("left", "right"))
     _check_choice("return_tensors", tensors, ("pt", "np", None))
     multiple, max_length = options.get("pad_to_multiple_of", 1), options.get("max_length")
     for name, value in (("pad_to_multiple_of", multiple), ("max_length", 1 if max_length is None else max_length)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be a positive int, got {value!r}.")
-    strategy = getattr(strategy, "value", strategy)
     needed = cut or strategy == "max_length"
     if max_length is not None and not needed:
         raise ValueError(

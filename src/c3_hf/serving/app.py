@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from typing import Any
 
 import anyio
@@ -221,12 +221,8 @@ class Server:
             return await self._compress(request, await file.read(), read_form(CompressionForm, options), background)
 
     async def _compress(self, request: Request, data: bytes, form: CompressionForm, background: bool) -> Response:
-        connection = Connection(request.receive)
-        try:
-            work = self._contexts.compress(data, form, background)
-            status, body = await connection.while_there(work)
-        finally:
-            connection.close()
+        with closing(Connection(request.receive)) as connection:
+            status, body = await connection.while_there(self._contexts.compress(data, form, background))
         return JSONResponse(body, status)
 
     async def list_contexts(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class PromptReader:
         Raises:
             ApiError: 400, 404, 409 or 413, saying what is wrong.
         """
-        self._check_model(form)
+        self._check_form(form, num_prompts=1)
         messages = _with_documents(form)
         parts = [part for _, content in messages for part in content]
         contexts = [part for part in parts if isinstance(part, ContextPart)]
@@ -113,23 +113,24 @@ class PromptReader:
         Raises:
             ApiError: As `read_chat`.
         """
-        self._check_model(form)
         texts = [form.prompt] if isinstance(form.prompt, str) else form.prompt
+        self._check_form(form, len(texts))
         check_texts(texts, self._limits)
         if not texts or not all(texts):
             raise ApiError(400, "`prompt` is empty: give at least a word to go on from.", "empty_prompt", "prompt")
         read = await asyncio.to_thread(self._pipe.processor.reader.read_plain, texts)
         prompts = [Prompt(ids) for ids, _ in read]
         settings = [self._settings(form, form.max_tokens or 16, prompt) for prompt in prompts]
-        if len(prompts) * settings[0].num_replies > self._limits.max_choices:
-            raise _too_many_choices(self._limits)
         return Asked(prompts, settings, Usage(prompt_tokens=sum(len(prompt.ids) for prompt in prompts)))
 
-    def _check_model(self, form: GenerationForm) -> None:
+    def _check_form(self, form: GenerationForm, num_prompts: int) -> None:
         if form.model not in (None, self._pipe.name):
             raise ApiError(
                 404, f"there is no model {form.model!r} here; it is {self._pipe.name!r}.", "model_not_found", "model"
             )
+        most = self._limits.max_choices
+        if num_prompts * (form.n or 1) > most:
+            raise ApiError(400, f"a request may ask for {most} replies (`n` times prompts).", "too_many", "n")
 
     def _render(self, messages: Sequence[tuple[str, Sequence[Run]]], begun: bool) -> list[int]:
         chat = []
@@ -139,9 +140,9 @@ class PromptReader:
                 for run in runs
             ]
             chat.append({"role": role, "content": content or ""})
-        options = {"add_generation_prompt": False, "continue_final_message": True} if begun else {}
         try:
-            return self._pipe.processor.apply_chat_template(chat, **options)["input_ids"][0].tolist()
+            inputs = self._pipe.processor.apply_chat_template(chat, continue_final_message=begun)
+            return inputs["input_ids"][0].tolist()
         except (ValueError, TemplateError) as error:
             raise ApiError(
                 400, f"these messages cannot be rendered: {error}", "invalid_messages", "messages"
@@ -159,8 +160,6 @@ class PromptReader:
                 "context_length_exceeded",
                 "messages" if isinstance(form, ChatForm) else "prompt",
             )
-        if (form.n or 1) > self._limits.max_choices:
-            raise _too_many_choices(self._limits)
         sampled = bool(own.do_sample)
         temperature = (own.temperature or 1.0) if sampled else 0.0
         top_p = (own.top_p or 1.0) if sampled and form.temperature is None else 1.0
@@ -172,10 +171,6 @@ class PromptReader:
             form.stops,
             form.n or 1,
         )
-
-
-def _too_many_choices(limits: Limits) -> ApiError:
-    return ApiError(400, f"a request may ask for {limits.max_choices} replies (`n` times prompts).", "too_many", "n")
 
 
 def _with_documents(form: ChatForm) -> list[tuple[str, list[str | ContextPart]]]:

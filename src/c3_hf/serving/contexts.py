@@ -6,19 +6,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 from transformers.utils import logging
 
+from ..files import JOURNAL_SUFFIX
 from ..latents import CompressedContext
 from ..latents.decoding import decoder_positions, skipped_positions
 from ..pipeline import C3Pipeline
 from .engine import ModelThread, describe_error
 from .protocol import ApiError, CompressionForm, ContextPart, Limits
 from .replies import Places
-from .store import JOURNAL_SUFFIX, ContextStore, context_id_of
+from .store import ContextStore, context_id_of
 
 
 logger = logging.get_logger(__name__)
@@ -99,7 +101,8 @@ class Contexts:
         """
         if len(data) > self._limits.max_text:
             raise _too_long(self._limits)
-        options = _options_of(form)
+        # A form may hold more than options, such as the text.
+        options = form.model_dump(include=set(CompressionForm.model_fields))
         empty = await self._empty(options)
         context_id = await asyncio.to_thread(context_id_of, data, empty, form.verify)
         job = self._jobs.get(context_id)
@@ -221,8 +224,8 @@ class Contexts:
 
     async def _compressed(self, text: str) -> CompressedContext:
         pipe = self._pipe
-        ids = await asyncio.to_thread(pipe.processor.encoder_reader.read_plain, [text])
-        self._check_room(len(ids[0][0]) // self.store.header.segment_length)
+        ids = await asyncio.to_thread(pipe.processor.tokenize_context, text)
+        self._check_room(len(ids) // self.store.header.segment_length)
         return await self._thread.run(lambda: pipe.compress([text], latent_dtype=torch.float32, batch_size=_BATCH))
 
     def _check_room(self, num_blocks: int) -> None:
@@ -243,15 +246,15 @@ class Contexts:
             job.keep, job.waiting = False, 0
 
     def _start(self, context_id: str, data: bytes, options: dict[str, Any]) -> _Job:
-        place = self.places.taken()
-        place.__enter__()
+        place = ExitStack()
+        place.enter_context(self.places.taken())
         job = self._jobs[context_id] = _Job(len(data), time.monotonic() + self._limits.seconds)
         self._failures.pop(context_id, None)
         job.future = self._thread.submit_long(lambda: self._compress(context_id, job, data, options))
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            place.__exit__(None, None, None)
+            place.close()
             del self._jobs[context_id]
             error = None if job.future.cancelled() else job.future.exception()
             if error is None:
@@ -297,35 +300,19 @@ class Contexts:
         return {"id": context_id, "object": "context", "status": "compressing", "progress": progress}
 
 
-def _options_of(form: CompressionForm) -> dict[str, Any]:
-    """The options of `compress` that a form asks for."""
-    return {
-        "ratio": form.ratio,
-        "segment_length": form.segment_length,
-        "latent_dtype": getattr(torch, form.dtype),
-        "verify": form.verify,
-        "exact": form.exact,
-        "target_fidelity": form.target_fidelity,
-    }
-
-
 def _description(context_id: str, context: CompressedContext) -> dict[str, Any]:
-    fidelity = None
-    segments = context.fidelity
-    if segments is not None:
-        errors, positions = sum(s.num_errors for s in segments), sum(s.num_tokens + 1 for s in segments)
-        fidelity = {
-            "token_accuracy": round(1 - errors / max(1, positions), 6),
-            "exact_segments": sum(s.is_exact for s in segments),
-        }
+    fidelity, segments, accuracy = None, context.fidelity, context.token_accuracy
+    if segments is not None and accuracy is not None:
+        exact = sum(segment.is_exact for segment in segments)
+        fidelity = {"token_accuracy": round(accuracy, 6), "exact_segments": exact}
     return {
         "id": context_id,
         "object": "context",
         "status": "ready",
-        "characters": int(context.char_offsets[-1] - context.char_offsets[0]),
+        "characters": context.num_characters,
         "tokens": context.num_tokens,
         "segments": len(context),
-        "latents": len(context) * context.header.num_latents,
+        "latents": context.total_latents,
         "compression_ratio": round(context.compression_ratio, 2),
         "bytes": context.nbytes,
         "exact": context.is_exact,

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
@@ -276,27 +277,15 @@ class TransformersEngine:
         options: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([_Taps(rows, self._stops)])}
         if any(row.settings.temperature > 0 for row in rows):
             options["logits_processor"] = LogitsProcessorList([_Draws(rows)])
-        device = self._pipe.device
-        latents = _joined_latents(rows)
-        if latents is not None:
-            options["context_latents"] = latents
-        if latents is not None and model.config.latent_stride is not None:
-            # Slots behind a row's own contexts are not used.
-            strides = [[*row.prompt.strides, *[1] * (latents.shape[1] - len(row.prompt.strides))] for row in rows]
-            options["context_strides"] = torch.tensor(strides, device=device)
-        model.generate(ids.to(device), config, attention_mask=mask.to(device), **options)
-
-
-def _joined_latents(rows: list[_Row]) -> torch.Tensor | None:
-    """Latents of all rows, `(batch_size, num_contexts, num_latents, text_hidden_size)`, short rows padded with 0."""
-    given = [row.prompt.latents for row in rows if row.prompt.latents is not None]
-    if not given:
-        return None
-    joined = given[0].new_zeros((len(rows), max(map(len, given)), *given[0].shape[1:]))
-    for slot, row in zip(joined, rows):
-        if row.prompt.latents is not None:
-            slot[: len(row.prompt.latents)] = row.prompt.latents
-    return joined
+        given = [row.prompt.latents for row in rows if row.prompt.latents is not None]
+        if given:
+            # Slots behind a row's own contexts are not used: latents of 0, with any stride.
+            latents = [given[0][:0] if row.prompt.latents is None else row.prompt.latents for row in rows]
+            options["context_latents"] = pad_sequence(latents, batch_first=True)
+        if given and model.config.latent_stride is not None:
+            strides = [torch.tensor(row.prompt.strides, dtype=torch.long) for row in rows]
+            options["context_strides"] = pad_rows(strides, left=False, value=1)[0].to(self._pipe.device)
+        model.generate(ids.to(self._pipe.device), config, attention_mask=mask.to(self._pipe.device), **options)
 
 
 async def _next_of(pieces: asyncio.Queue[Piece | ApiError], deadline: float) -> Piece | ApiError:

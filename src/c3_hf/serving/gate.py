@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 
 import anyio
 from fastapi import FastAPI
-from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
 from transformers.utils import logging
 
 from .chat import Usage
@@ -203,6 +203,6 @@ def tell_errors_in_openai_form(app: FastAPI) -> None:
         return error_response(error)
 
     # Starlette's own class, from which FastAPI's is derived, is what its router raises.
-    @app.exception_handler(HTTPException.__mro__[1])
+    @app.exception_handler(HTTPException)
     async def _(_request: Any, error: HTTPException) -> JSONResponse:
         return error_response(ApiError(error.status_code, str(error.detail), "http_error"))

@@ -87,11 +87,14 @@ class _Form(BaseModel):
 
 
 class CompressionForm(_Form):
-    """Options of `compress` that a client may set; a context is measured (`verify`) unless it says no."""
+    """Options of `compress` that a client may set, by their names; a context is measured (`verify`) unless it says no.
+
+    A form has nothing but latents, so that theirs is just the `dtype` there.
+    """
 
     ratio: int | None = None
     segment_length: int | None = None
-    dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    latent_dtype: Literal["float32", "bfloat16", "int8"] = Field("bfloat16", alias="dtype")
     verify: bool = True
     exact: bool = False
     target_fidelity: float | None = None

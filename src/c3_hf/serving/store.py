@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..files import atomic_file
+from ..files import JOURNAL_SUFFIX, atomic_file
 from ..latents import CompressedContext
 from .protocol import ApiError
 
 
 SUFFIX = ".c3"
-# Behind the name of a file that `compress` has not finished.
-JOURNAL_SUFFIX = ".journal"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 

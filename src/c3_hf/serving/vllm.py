@@ -170,14 +170,12 @@ class VllmEngine:
         return self._models[url]
 
     async def _ask_check(self, url: str, text: str) -> str:
-        pipe = self._pipe
-        question = pipe.processor.prompts["restore"]
+        pipe, processor = self._pipe, self._pipe.processor
         latents = await self._thread.run(
             lambda: pipe.compress(text, latent_dtype=torch.float32).project(pipe.model).cpu()
         )
-        content = [{"type": "context", "num_blocks": len(latents)}, {"type": "text", "text": question}]
-        ids = pipe.processor.apply_chat_template([{"role": "user", "content": content}])["input_ids"][0].tolist()
-        prompt = Prompt(ids, latents, messages=[("user", (latents, question))])
+        ids = processor.apply_chat_template(processor.restore_messages(latents))["input_ids"][0].tolist()
+        prompt = Prompt(ids, latents, messages=[("user", (latents, processor.prompts["restore"]))])
         path, body = await self._request(prompt, Settings(max_tokens=16))
         usage: dict[str, int] = {}
         try:

@@ -187,10 +187,9 @@ def _shortened(text: str) -> str:
 def figures(config: PretrainedConfig, study: Study, calibrated: bool) -> str:
     """The numbers of a study: what the decoder is spared, what came back, and the time."""
     context = study.context
-    latents = len(context) * config.num_latents
     # The markers around a block take a slot each.
-    slots, tokens = latents + 2 * len(context), context.num_tokens
-    characters = int(context.char_offsets[-1] - context.char_offsets[0])
+    latents, slots = context.total_latents, context.total_latents + 2 * len(context)
+    characters, tokens = context.num_characters, context.num_tokens
     size = 2 if context.header.model_dtype in ("bfloat16", "float16") else 4
     full, small = (cache_bytes(config.text_config, 1, length, size) for length in (tokens, slots))
     shown = [
@@ -245,11 +244,10 @@ def trials(title: str, rows: Sequence[Trial]) -> str:
         )
         lines.append(f'<tr><th scope="row">{row.ratio:.3g}×</th><td><b>{_percent(row.precision)}</b></td>{parts}</tr>')
     head = "<tr><th>tokens a latent</th><th>all, %</th>"
-    head += f'<th colspan="10">{_PLACE}</th></tr><tr><th></th><th></th>{cells}</tr>'
+    head += (
+        f'<th colspan="10">tokens that came back, %, by place in the block</th></tr><tr><th></th><th></th>{cells}</tr>'
+    )
     return f'<table class="c3-trials"><caption>{escape(title)}</caption><thead>{head}</thead>{"".join(lines)}</table>'
-
-
-_PLACE = "tokens that came back, %, by place in the block"
 
 
 def _percent(share: float) -> str:

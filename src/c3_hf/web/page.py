@@ -131,10 +131,9 @@ class Page:
             first = f"{read:,} of {study.num_given:,} characters were compressed, " if study.num_given else ""
             words = f"{self.limits.seconds:g} seconds are what this page gives a text: {first}"
             return markup.notice(f"{words}{done} of {markup.counted(total, 'segment')} restored.", "error")
-        num_latents = self.pipe.model.config.num_latents
-        size = study.context.num_tokens / max(total, 1)
-        words = f"{total} × {num_latents} latents, {size / num_latents:.1f} tokens for each."
-        if total == 1 and size < 0.7 * study.context.header.segment_length:
+        context = study.context
+        words = f"{total} × {context.header.num_latents} latents, {context.compression_ratio:.1f} tokens for each."
+        if total == 1 and context.num_tokens < 0.7 * context.header.segment_length:
             words += " All of the text fits into one block: only a longer one can have more tokens a latent."
         return markup.notice(words)
 

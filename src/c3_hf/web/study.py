@@ -172,8 +172,8 @@ def forget(pipe: C3Pipeline, text: str, seconds: float) -> Iterator[Trial]:
         block = pipe.compress(head.encode(), ratio=ratio)[0]
         longest, wanted = len(head), head[: int(block.char_offsets[-1])]
         got = pipe.restore(block).text
-        size = block.num_tokens / num_latents
-        yield Trial(size, char_precision(got, wanted), tuple(accuracy_by_position(read(got), read(wanted))))
+        shares = accuracy_by_position(read(got), read(wanted))
+        yield Trial(block.compression_ratio, char_precision(got, wanted), tuple(shares))
 
 
 def recorded_trials(pipe: C3Pipeline) -> list[Trial]:
