@@ -19,6 +19,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 openai = pytest.importorskip("openai", reason="needs the extra test")
 
+from c3_hf.cli import build_parser  # noqa: E402
+from c3_hf.cli.serve import read_limits  # noqa: E402
 from c3_hf.serving.gate import Gate, Metrics  # noqa: E402
 from c3_hf.serving.protocol import Limits, read_segments  # noqa: E402
 
@@ -179,6 +181,10 @@ def test_metrics_count_tokens_and_routes(start, random_pipe, http):
 def test_a_limit_is_above_0(name):
     with pytest.raises(ValueError, match=f"`{name}` must be above 0, got 0"):
         Limits(**{name: 0})
+
+
+def test_the_command_and_the_library_have_the_same_limits():
+    assert read_limits(build_parser().parse_args(["serve", "MODEL"])) == Limits()
 
 
 @pytest.mark.parametrize("text", ["", "-1", "3", "2-1", "0-3", "a", "1,2"])

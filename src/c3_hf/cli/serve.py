@@ -6,10 +6,15 @@ import argparse
 import asyncio
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from ..files import parse_size
 from .loading import add_dtype_argument, check_address
 from .messages import FAILED, check_text, say
+
+
+if TYPE_CHECKING:
+    from c3_hf.serving.protocol import Limits
 
 
 KEY_VARIABLE, ENGINE_KEY_VARIABLE = "C3_API_KEY", "C3_ENGINE_API_KEY"
@@ -61,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     _check_words(args)
-    sizes = {name: _size(name, getattr(args, name)) for name in ("store_size", "max_body", "max_text")}
+    store_size, limits = _size("store_size", args.store_size), read_limits(args)
 
     import uvicorn
     from transformers.utils import logging as transformers_logging
@@ -70,25 +75,15 @@ def run(args: argparse.Namespace) -> int:
     from c3_hf.serving.app import create_app
     from c3_hf.serving.engine import ModelThread, TransformersEngine
     from c3_hf.serving.gate import Metrics
-    from c3_hf.serving.protocol import Limits
     from c3_hf.serving.replies import Engine
     from c3_hf.serving.store import ContextStore
     from c3_hf.serving.vllm import VllmEngine
 
-    limits = Limits(
-        max_body=sizes["max_body"],
-        max_text=sizes["max_text"],
-        max_contexts=args.max_contexts,
-        max_waiting=args.max_waiting,
-        max_jobs=args.max_jobs,
-        max_batch=args.max_batch,
-        seconds=args.time_limit,
-    )
     transformers_logging.disable_progress_bar()
     _log_requests()
     pipe = C3Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     pipe.name = args.name or pipe.name
-    store = ContextStore(args.store, pipe.compress(b""), sizes["store_size"])
+    store = ContextStore(args.store, pipe.compress(b""), store_size)
     thread, metrics = ModelThread(), Metrics()
     engine: Engine
     if args.engine == "vllm":
@@ -146,6 +141,21 @@ def _log_requests() -> None:
         log = logging.getLogger(name)
         log.addHandler(handler)
         log.setLevel(level)
+
+
+def read_limits(args: argparse.Namespace) -> Limits:
+    """What clients may ask for, from the command line."""
+    from c3_hf.serving.protocol import Limits
+
+    return Limits(
+        max_body=_size("max_body", args.max_body),
+        max_text=_size("max_text", args.max_text),
+        max_contexts=args.max_contexts,
+        max_waiting=args.max_waiting,
+        max_jobs=args.max_jobs,
+        max_batch=args.max_batch,
+        seconds=args.time_limit,
+    )
 
 
 def _size(name: str, text: str) -> int:

@@ -39,8 +39,8 @@ class Limits:
         seconds: Time for one request, waiting included.
     """
 
-    max_body: int = 32 << 20
-    max_text: int = 16 << 20
+    max_body: int = 32 * 10**6
+    max_text: int = 16 * 10**6
     max_contexts: int = 64
     max_choices: int = 8
     max_waiting: int = 64
