@@ -183,6 +183,7 @@ def documented_commands():
     """The words of every `c3-hf` command in a block of a page, behind and in front of pipes."""
     for document in DOCUMENTS:
         for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL):
+            block = re.sub(r"\\\n *", "", block)
             for command in re.findall(r"(?:^|\| )c3-hf (\w.*?)(?= \||  #|$)", block, flags=re.MULTILINE):
                 yield pytest.param(shlex.split(command.split(">")[0]), id=f"{document.stem}: {command}")
 
