@@ -142,19 +142,19 @@ class LengthSchedule:
             return -(-self.ceiling_at(step) // self.num_latents)
         return int(_interpolate(self.stride_ceiling, self.curve_step(step)))
 
-    def longest_at(self, step: int) -> int:
-        """Longest length that may be drawn at `step`, in tokens: the ceiling, or what the latents hold if less."""
+    def longest_at(self, step: int, stride: int | None = None) -> int:
+        """Longest length that may be drawn at `step`, in tokens: the ceiling, or, if that is less, what the latents
+        hold at `stride` tokens each, by default the most."""
         ceiling = self.ceiling_at(step)
         if self.num_latents is None:
             return ceiling
-        return max(self.min_tokens, min(ceiling, self.stride_ceiling_at(step) * self.num_latents))
+        stride = self.stride_ceiling_at(step) if stride is None else stride
+        return max(self.min_tokens, min(ceiling, stride * self.num_latents))
 
     def length_at(self, step: int) -> int:
         """Length the samples of `step` are padded to, in tokens."""
         rng = np.random.default_rng([self.seed, step])
-        ceiling = self.ceiling_at(step)
-        if self.num_latents is not None:
-            ceiling = max(self.min_tokens, min(ceiling, self.stride_at(step) * self.num_latents))
+        ceiling = self.longest_at(step, None if self.num_latents is None else self.stride_at(step))
         if rng.random() < self.long_share:
             length = ceiling * rng.uniform(0.8, 1.0)
             # Drawn after everything else: without full lengths a run draws what it drew before there were any.

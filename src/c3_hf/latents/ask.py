@@ -231,7 +231,8 @@ class _Asker:
         parts = [{"type": "context", "latents": segment.project(self.model)} for segment in segments]
         content = [*parts, {"type": "text", "text": self.processor.prompts[prompt] + question}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        messages += [{"role": "assistant", "content": self.start}] * bool(self.start)
+        if self.start:
+            messages.append({"role": "assistant", "content": self.start})
         inputs = self.processor.apply_chat_template(messages, continue_final_message=bool(self.start))
         inputs = inputs.to(self.model.device)
         if self.model.config.latent_stride is not None:

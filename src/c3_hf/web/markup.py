@@ -244,9 +244,8 @@ def trials(title: str, rows: Sequence[Trial]) -> str:
         )
         lines.append(f'<tr><th scope="row">{row.ratio:.3g}×</th><td><b>{_percent(row.precision)}</b></td>{parts}</tr>')
     head = "<tr><th>tokens a latent</th><th>all, %</th>"
-    head += (
-        f'<th colspan="10">tokens that came back, %, by place in the block</th></tr><tr><th></th><th></th>{cells}</tr>'
-    )
+    head += '<th colspan="10">tokens that came back, %, by place in the block</th></tr>'
+    head += f"<tr><th></th><th></th>{cells}</tr>"
     return f'<table class="c3-trials"><caption>{escape(title)}</caption><thead>{head}</thead>{"".join(lines)}</table>'
 
 
