@@ -33,6 +33,24 @@ def test_continue_splits_the_text(seed):
     assert reply
 
 
+@pytest.mark.parametrize("text", [TEXT * 3, "他从北京来，到上海去。明天再说吧。", "word"])
+def test_pieces_are_all_of_the_text_in_another_order(text):
+    orders = set()
+    for seed in range(20):
+        context, prompt, reply = parts(TASKS["pieces"](np.random.default_rng(seed), text))
+        assert context == text
+        assert prompt == "Find the sentence: "
+        assert sorted(reply) == sorted(text)
+        orders.add(reply)
+    assert len(orders) > 8 or text == "word"
+
+
+def test_pieces_begin_with_the_blank_of_their_first_word():
+    _, _, reply = parts(TASKS["pieces"](np.random.default_rng(1), TEXT))
+    # No word is torn, and none is glued to another but the first of the text, which has no blank in front of it.
+    assert sorted(re.sub(r"The(?= first)", " The", reply).split()) == sorted(TEXT.split())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_answer_hides_facts_and_asks_for_one(seed):
     context, prompt, reply = parts(TASKS["answer"](np.random.default_rng(seed), TEXT))

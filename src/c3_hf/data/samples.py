@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .records import RecordSource, StreamingSource, TrainingExample
-from .tasks import FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
+from .tasks import ANY_TEXT_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
 
 
 # Characters from which a passage is cut, per token wanted: a little more than a token of a small vocabulary holds on
@@ -47,8 +47,8 @@ class ExampleMaker:
         tokenizer: counts lengths.
         schedule: lengths of the samples.
         tasks: weights of the tasks made from plain text, by name in `TASKS`.
-        text_kinds: weights of the kinds of text to restore, by name in `TEXT_KINDS`; tasks other than "restore" read
-            plain text always.
+        text_kinds: weights of the kinds of text, by name in `TEXT_KINDS`, for the tasks in `ANY_TEXT_TASKS`; others
+            read plain text always.
         seed: of all choices.
 
     Raises:
@@ -80,7 +80,7 @@ class ExampleMaker:
         num_tokens = self.schedule.draw(rng, key.length)
         passage = self._window(rng, record, num_tokens)
         task = _choose(rng, self._tasks)
-        kind = _choose(rng, self._text_kinds) if task == "restore" else "plain"
+        kind = _choose(rng, self._text_kinds) if task in ANY_TEXT_TASKS else "plain"
         if kind != "plain":
             text = TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.reader))
             passage = cut_to_tokens(self.reader, text, num_tokens)

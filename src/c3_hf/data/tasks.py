@@ -28,12 +28,17 @@ CONTINUE_PROMPT = "Continue the text: "
 FIND_PROMPT = "Find the sentence: "
 # The tasks that hide facts in a text; room they leave for these, in tokens of a small vocabulary; the most of a text.
 QUESTION_TASKS = ("answer", "answer_segments")
+# The tasks that are learnt on any kind of text, the others on plain text alone.
+ANY_TEXT_TASKS = ("restore", "pieces")
 FACT_TOKENS = 75
 MAX_FACTS = 3
 # Most contexts that a text is cut into where a question goes over several.
 MAX_SEGMENTS = 4
 
 _SENTENCE_END = re.compile(r"[.!?]+[”’\"')]*\s+|[。！？]+[”’」』]*\s*|\n+")
+# A word with the blank in front of it, as tokenizers take it, or a Chinese character.
+_WORD_START = re.compile(r"(?<!\s)\s|[\u3400-\u9fff]")
+_PIECE_WORDS = 8
 # Shorter sentences are hardly found by their beginning.
 _MIN_SENTENCE_CHARS = 20
 _CITIES = (
@@ -55,7 +60,7 @@ _LAST_NAMES = (
 
 def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
     """What a model trained on `tasks` (weights by name) can be asked, as `C3Processor.prompts` holds it."""
-    return {"find": FIND_PROMPT} if any(tasks.get(task) for task in ("find", *QUESTION_TASKS)) else {}
+    return {"find": FIND_PROMPT} if any(tasks.get(task) for task in ("find", "pieces", *QUESTION_TASKS)) else {}
 
 
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -76,6 +81,18 @@ def find(rng: np.random.Generator, text: str) -> TrainingExample:
     sentences = [sentence.strip() for sentence in _sentences(text)[:-1]]
     long = [sentence for sentence in sentences if len(sentence) >= _MIN_SENTENCE_CHARS] or [text]
     return _example([text], FIND_PROMPT, long[int(rng.integers(len(long)))])
+
+
+def pieces(rng: np.random.Generator, text: str) -> TrainingExample:
+    """The text in pieces of two to `_PIECE_WORDS` words (Chinese characters), in random order: each token but the
+    first of a piece is found by those in front of it alone, and all of the text is asked for once."""
+    places = [0, *(match.start() for match in _WORD_START.finditer(text) if match.start())]
+    cuts, at = [], 0
+    while at < len(places):
+        cuts.append(places[at])
+        at += int(rng.integers(2, _PIECE_WORDS + 1))
+    found = [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
+    return _example([text], FIND_PROMPT, "".join(found[number] for number in rng.permutation(len(found))))
 
 
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
@@ -133,7 +150,14 @@ def _example(contexts: Sequence[str], prompt: str, reply: str) -> TrainingExampl
 
 
 TASKS: Mapping[str, Callable[[np.random.Generator, str], TrainingExample]] = MappingProxyType(
-    {"restore": restore, "continue": continue_text, "find": find, "answer": answer, "answer_segments": answer_segments}
+    {
+        "restore": restore,
+        "continue": continue_text,
+        "find": find,
+        "pieces": pieces,
+        "answer": answer,
+        "answer_segments": answer_segments,
+    }
 )
 
 

@@ -156,6 +156,16 @@ class C3TrainingArguments(TrainingArguments):
     readout_candidates: int | None = option(
         None, "The read-out chooses among the words of the batch and so many drawn ones; None: the vocabulary."
     )
+    readout_before: int = option(
+        0, "Tokens in front of its stretch that the read-out names from a latent too, so that it is found by them."
+    )
+    lookup_weight: float = option(
+        0.0, "Weight of the loss of not looking at the latent of the next token, 0 to switch off; eager attention."
+    )
+    lookup_heads: dict[int, list[int]] = option(
+        dict,
+        "Heads that look it up, by layer of the decoder, both from 0, such as {0: [2, 3], 1: [5]}; each its places.",
+    )
     decoder_start: int = option(
         0, "Step from which the decoder trains; before it the read-out teaches the encoder alone."
     )
@@ -177,7 +187,7 @@ class C3TrainingArguments(TrainingArguments):
                 f"`decoder_lr_ratio` must be positive, got {self.decoder_lr_ratio}. To keep the decoder as it is, "
                 "put it into `freeze`."
             )
-        for name in ("distillation_weight", "readout_weight"):
+        for name in ("distillation_weight", "readout_weight", "lookup_weight", "readout_before"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.readout_candidates is not None and self.readout_candidates < 1:

@@ -48,7 +48,8 @@ class TrainingMeter:
     def __init__(self) -> None:
         self._outcomes = torch.zeros(len(OUTCOMES), dtype=torch.long)
         self._right = torch.zeros(len(LENGTH_BINS) + 1, 2, dtype=torch.long)
-        self._read = torch.zeros(2, dtype=torch.long)
+        # Of the read-out, then of the look-up: right ones and all.
+        self._extra = torch.zeros(4, dtype=torch.long)
         self._tokens = 0
         self._clock = time.monotonic()
 
@@ -68,7 +69,11 @@ class TrainingMeter:
 
     def add_read(self, counts: torch.Tensor) -> None:
         """Take in the right and all tokens read out of the latents of a micro-batch: int64 of shape `(2,)`."""
-        self._read += counts.cpu()
+        self._extra[:2] += counts.cpu()
+
+    def add_looked(self, counts: torch.Tensor) -> None:
+        """Take in how many heads of the look-up look at the right latent, and how many there are, likewise."""
+        self._extra[2:] += counts.cpu()
 
     def restart_clock(self) -> None:
         """Leave the time since the last entry out of the speed, as after an evaluation."""
@@ -81,19 +86,20 @@ class TrainingMeter:
             total: sums a tensor over all processes.
         """
         now = time.monotonic()
-        counts = torch.cat([torch.tensor([self._tokens]), self._read, self._outcomes, self._right.flatten()])
+        counts = torch.cat([torch.tensor([self._tokens]), self._extra, self._outcomes, self._right.flatten()])
         values = total(counts).tolist()
         entries: dict[str, float] = {"tokens_per_second": round(values[0] / max(now - self._clock, 1e-9), 1)}
-        entries.update({f"outcome_{name}": count for name, count in zip(OUTCOMES, values[3:]) if count})
-        if values[2]:
-            entries["readout_accuracy"] = round(values[1] / values[2], 4)
-        pairs = values[3 + len(OUTCOMES) :]
+        entries.update({f"outcome_{name}": count for name, count in zip(OUTCOMES, values[5:]) if count})
+        for name, (right, asked) in zip(("readout", "lookup"), (values[1:3], values[3:5])):
+            if asked:
+                entries[f"{name}_accuracy"] = round(right / asked, 4)
+        pairs = values[5 + len(OUTCOMES) :]
         names = [*(f"accuracy_to_{limit}" for limit in LENGTH_BINS), f"accuracy_over_{LENGTH_BINS[-1]}"]
         for name, right, labelled in zip(names, pairs[::2], pairs[1::2]):
             if labelled:
                 entries[name] = round(right / labelled, 4)
         self._tokens, self._clock = 0, now
-        self._read.zero_()
+        self._extra.zero_()
         self._outcomes.zero_()
         self._right.zero_()
         return entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -248,6 +248,33 @@ def _linear_layers(model: nn.Module, half: str) -> str:
 def body(model: nn.Module) -> C3Model:
     """The body of the C3 model that trains, inside LoRA or not."""
     return next(module for module in model.modules() if isinstance(module, C3Model))
+
+
+def check_lookup(heads: Mapping[int, Sequence[int]], config: C3Config) -> None:
+    """Check that the decoder has the heads of the look-up, numbered by layer, and shows where they look.
+
+    Raises:
+        ValueError: if it does not, or the model has no stride.
+    """
+    if config.latent_stride is None:
+        raise ValueError(
+            "`lookup_weight` needs a model with `latent_stride`: which latent stands for a token is known by it. Set "
+            "`latent_stride` in the recipe, or leave `lookup_weight` out."
+        )
+    num_layers, num_heads = config.text_config.num_hidden_layers, config.text_config.num_attention_heads
+    known = {(layer, head) for layer in range(num_layers) for head in range(num_heads)}
+    named = {(layer, head) for layer, numbers in heads.items() for head in numbers}
+    if not named or not named <= known:
+        raise ValueError(
+            f"`lookup_heads` must name heads of the decoder by their layers, such as {{0: [0, 1]}}, and it has "
+            f"{num_heads} in each of {num_layers} layers, counted from 0, got {dict(heads)}."
+        )
+    attention = config.text_config._attn_implementation
+    if attention != "eager":
+        raise ValueError(
+            f"`lookup_weight` reads the weights of the decoder's attention, which {attention} attention does not "
+            "return. Set `attn_implementation: eager`, or leave `lookup_weight` out."
+        )
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -17,8 +17,9 @@ from transformers.utils import logging
 from ..data.collator import C3DataCollator
 from ..data.lengths import GrowthByAccuracy, LengthGroupedBatches
 from .arguments import PARTS, C3TrainingArguments
-from .losses import LatentReadout, count_right, distillation_loss, token_loss, without_readout
+from .losses import LatentReadout, count_right, distillation_loss, lookup_loss, token_loss, without_readout
 from .measures import HeldOutText, JsonlLog, TrainingMeter, free_running, token_accuracy
+from .model import body
 
 
 logger = logging.get_logger(__name__)
@@ -113,7 +114,7 @@ class C3Trainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Token loss over the labels, plus the distillation loss where it is asked for."""
+        """Token loss over the labels, and what is asked for of distillation, look-up and read-out."""
         inputs = dict(inputs)
         outcomes = inputs.pop("outcome_counts")
         teacher = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
@@ -121,7 +122,10 @@ class C3Trainer(Trainer):
         if model.training and self.state.global_step < self.args.decoder_start:
             loss, outputs, right = self._read_prompts(model, inputs)
         else:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            looks_up = model.training and self.args.lookup_weight > 0
+            # In a dict of its own: the Trainer takes the labels out of what it is given.
+            given = {**inputs, "output_attentions": True} if looks_up else dict(inputs)
+            loss, outputs = super().compute_loss(model, given, return_outputs=True, **kwargs)
             right = count_right(outputs.logits, labels)
             if self.args.distillation_weight > 0:
                 num_items = kwargs.get("num_items_in_batch")
@@ -130,6 +134,12 @@ class C3Trainer(Trainer):
                     # As the Trainer does with the token loss: gradients are averaged over the processes afterwards.
                     extra = extra * self.accelerator.num_processes
                 loss = loss + self.args.distillation_weight * extra
+            if looks_up:
+                kept = outputs.logits.shape[1]
+                heads = [outputs.attentions[at][:, some, -kept:] for at, some in self.args.lookup_heads.items()]
+                extra, counts = lookup_loss(torch.cat(heads, dim=1), inputs, labels, body(model).config)
+                self._meter.add_looked(counts)
+                loss = loss + self.args.lookup_weight * extra * self._share_of_step(labels, kwargs)
         context_length = inputs["context_input_ids"].shape[-1]
         num_tokens = inputs["input_ids"].numel() + inputs["context_input_ids"].numel()
         self._meter.add(num_tokens, context_length, right, outcomes)

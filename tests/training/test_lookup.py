@@ -1,0 +1,144 @@
+"""The look-up loss, against a re-statement token by token, and inside a run; and the read-out of tokens in front."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+import factories
+from c3_hf.training.arguments import parse_recipe
+from c3_hf.training.losses import LatentReadout, lookup_loss
+from c3_hf.training.train import train
+
+
+PLACEHOLDER = factories.VOCAB_SIZE - 1
+
+
+def restated(attention, inputs, labels, config):
+    """Loss and counts by loops over rows, positions, heads, contexts and tokens."""
+    length, (_, num_heads, kept, _) = labels.shape[1], attention.shape
+    looking, away, right = [], [], 0
+    for row in range(len(labels)):
+        columns = [at for at, token in enumerate(inputs["input_ids"][row].tolist()) if token == PLACEHOLDER]
+        for position in range(length - kept, length - 1):
+            pair = (int(inputs["input_ids"][row, position]), int(labels[row, position + 1]))
+            wanted = [set() for _ in range(num_heads)]
+            for slot, stride in enumerate(inputs["context_strides"][row].tolist()):
+                count = int(inputs["context_attention_mask"][row, slot].sum())
+                ids = inputs["context_input_ids"][row, slot, :count].tolist()
+                for number in range(1, count):
+                    if (ids[number - 1], ids[number]) == pair:
+                        place = stride - 1 - number % stride
+                        wanted[place % num_heads].add(slot * config.num_latents + number // stride)
+            if not any(wanted):
+                continue
+            for head, latents in enumerate(wanted):
+                weights = attention[row, head, position - (length - kept)][columns].tolist()
+                if latents:
+                    looking.append(-math.log(sum(weights[number] for number in latents)))
+                    right += weights.index(max(weights)) in latents
+                else:
+                    away.append(-math.log(1 - sum(weights)))
+    return sum(looking) / len(looking) + sum(away) / len(away), [right, len(looking)]
+
+
+def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_stand_in_a_context():
+    config = factories.make_model(latent_stride=3).config
+    generator = torch.Generator().manual_seed(0)
+    # Few different tokens, so that pairs stand in several places, at the ends of stretches and in both contexts.
+    contexts = torch.randint(0, 4, (3, 2, 9), generator=generator)
+    mask = torch.ones_like(contexts)
+    mask[0, 1, 5:], mask[2, 1] = 0, 0
+    strides = torch.tensor([[3, 3], [3, 3], [3, 1]])
+    block = torch.full((3, 2 * config.num_latents), PLACEHOLDER)
+    block[2, config.num_latents :] = 7
+    replies = torch.randint(0, 4, (3, 10), generator=generator)
+    ids = torch.cat([torch.full((3, 2), 9), block, torch.full((3, 1), 9), replies], dim=1)
+    labels = torch.full_like(ids, -100)
+    labels[:, -10:] = replies
+    inputs = {"input_ids": ids, "context_input_ids": contexts, "context_attention_mask": mask}
+    inputs["context_strides"] = strides
+    scores = torch.randn(3, 2, 11, ids.shape[1], generator=generator, requires_grad=True)
+    attention = scores.softmax(dim=-1)
+    loss, counts = lookup_loss(attention, inputs, labels, config)
+    expected, right = restated(attention, inputs, labels, config)
+    assert right[1] > 12
+    torch.testing.assert_close(loss.item(), expected, rtol=1e-5, atol=1e-5)
+    assert counts.tolist() == right
+    loss.backward()
+    assert scores.grad.abs().max() > 0
+
+
+def test_where_no_pair_stands_in_a_context_it_is_nothing():
+    config = factories.make_model(latent_stride=3).config
+    ids = torch.tensor([[9, *[PLACEHOLDER] * config.num_latents, 1, 2]])
+    inputs = {"input_ids": ids, "context_input_ids": torch.tensor([[[2, 1]]])}
+    inputs |= {"context_attention_mask": torch.ones(1, 1, 2), "context_strides": torch.tensor([[1]])}
+    loss, counts = lookup_loss(torch.rand(1, 2, 3, ids.shape[1]), inputs, ids, config)
+    assert float(loss) == 0
+    assert counts.tolist() == [0, 0]
+
+
+def test_a_latent_names_tokens_in_front_of_its_stretch_too():
+    model = factories.make_model(latent_stride=3).model
+    readout = LatentReadout(model, before=2)
+    ids = torch.randint(0, 250, (2, 1, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 0, 5:] = 0
+    strides, latents = torch.tensor([[3], [2]]), torch.randn(2, 1, 4, 32)
+    table = model.encoder.embed_tokens.weight
+    loss, counts = readout(latents, table, ids, mask, strides)
+    losses = []
+    for row, stride in enumerate((3, 2)):
+        length = int(mask[row].sum())
+        for latent in range(-(-length // stride)):
+            end = (latent + 1) * stride
+            for position in range(max(0, end - stride - 2), min(end, length)):
+                rows = slice((end - 1 - position) * 24, (end - position) * 24)
+                read = readout.heads.weight[rows] @ latents[row, 0, latent] + readout.heads.bias[rows]
+                logits = table @ functional.layer_norm(read, (24,))
+                losses.append(functional.cross_entropy(logits, ids[row, 0, position]))
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+    assert int(counts[1]) == len(losses)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_checkpointing": True}, {"lora": ["encoder", "decoder"]}],
+    ids=["whole", "checkpointing", "lora"],
+)
+def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
+    if "lora" in options:
+        pytest.importorskip("peft")
+    recipe |= {"latent_stride": 4, "attn_implementation": "eager", "max_steps": 40, "save_strategy": "no", **options}
+    recipe |= {"lookup_weight": 5.0, "lookup_heads": {0: [1, 2]}, "logging_steps": 10, "learning_rate": 1e-2}
+    recipe |= {"tasks": {"restore": 0.5, "pieces": 0.5}}
+    train(*parse_recipe(write_recipe(recipe)))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    accuracies = [entry["lookup_accuracy"] for entry in entries if "loss" in entry]
+    assert len(accuracies) == 4
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
+    assert accuracies[-1] > accuracies[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_stride": None}, "`lookup_weight` needs a model with `latent_stride`"),
+        ({"lookup_heads": {}}, r"`lookup_heads` must name heads of the decoder by their layers.*, got \{\}"),
+        ({"lookup_heads": {0: [4]}}, r"it has 4 in each of 2 layers, counted from 0, got \{0: \[4\]\}"),
+        ({"lookup_heads": {2: [0]}}, r"`lookup_heads` must name heads.*, got \{2: \[0\]\}"),
+        ({"attn_implementation": "sdpa"}, "`lookup_weight` reads the weights .* which sdpa attention does not return"),
+        ({"lookup_weight": -1.0}, "`lookup_weight` must not be negative, got -1.0"),
+        ({"readout_before": -1}, "`readout_before` must not be negative, got -1"),
+    ],
+)
+def test_wrong_settings_are_refused(write_recipe, recipe, options, message):
+    recipe |= {"latent_stride": 4, "attn_implementation": "eager", "lookup_weight": 1.0, "lookup_heads": {0: [1]}}
+    with pytest.raises(ValueError, match=message):
+        train(*parse_recipe(write_recipe({**recipe, **options})))
