@@ -82,6 +82,23 @@ def test_two_processes_train_as_one(config, write_recipe, recipe, tmp_path):
     assert resumed == pytest.approx({step: two_losses[step] for step in (5, 6)}, rel=LOSS_TOLERANCE)
 
 
+def test_two_processes_read_out_and_look_up_as_one(config, write_recipe, recipe, tmp_path):
+    recipe |= {"latent_stride": 4, "attn_implementation": "eager", "readout_weight": 1.0, "readout_before": 1}
+    recipe |= {"lookup_weight": 1.0, "lookup_heads": {0: [0, 2]}, "max_steps": 1, "save_strategy": "no"}
+    accuracies = []
+    for name, size in (("one", "4"), ("two", "2")):
+        # The losses are means over a micro-batch, so what two processes share out is near what one sees, no more.
+        path = write_recipe({**recipe, "output_dir": str(tmp_path / name)}, f"{name}.yaml")
+        size = ("--per_device_train_batch_size", size)
+        if name == "one":
+            single(path, *size)
+        else:
+            launch(config, path, *size)
+        (entry,) = (entry for entry in map(json.loads, (tmp_path / name / "log.jsonl").open()) if "loss" in entry)
+        accuracies.append([entry[key] for key in ("loss", "readout_accuracy", "lookup_accuracy")])
+    assert accuracies[0] == pytest.approx(accuracies[1], rel=0.05)
+
+
 def test_killed_at_any_moment_a_run_goes_on(write_recipe, recipe, tmp_path):
     path = write_recipe({**recipe, "max_steps": 40, "save_steps": 2, "save_total_limit": 2})
     single(path, "--output_dir", str(tmp_path / "whole"))

@@ -176,6 +176,9 @@ class C3TrainingArguments(TrainingArguments):
 
     # Samples carry more than forward() takes, and every process makes its own batches, which differ in size.
     remove_unused_columns: bool = option(False, "Must stay off.")
+    # Every process uses every parameter at each step; the search for unused ones starts from the model's outputs, of
+    # which the read-out is none, and would take its heads for unused.
+    ddp_find_unused_parameters: bool | None = option(False, "Must stay off with a read-out.")
     accelerator_config: dict | str | None = option(
         lambda: {"dispatch_batches": False, "even_batches": False}, "Settings of accelerate's data loading."
     )
