@@ -238,7 +238,9 @@ def lookup_loss(
     It is asked for wherever a token and the labelled one behind it stand behind each other in a context as well, in
     whichever and however often. Each head has places of a latent (see [`LatentReadout`]) of its own, the n-th of H
     heads the places n, n + H and so on, so that it finds tokens at these alone. If the second token stands at one of
-    them, the head shall look at its latent, or at those latents; if not, at no latent at all.
+    them, the head shall look at its latent, or at those latents; if not, at no latent at all. Nothing is asked for
+    where a token stands in the reply as far behind the beginning as in the contexts: that is restoring, where heads
+    would learn the distance instead.
 
     Args:
         attention: weights of the heads, `(batch_size, num_heads, kept_length, sequence_length)`, at the last positions
@@ -262,6 +264,10 @@ def lookup_loss(
     found = (ids[:, None, :, :-1] == token[:, :, None, None]) & (ids[:, None, :, 1:] == following[:, :, None, None])
     found &= mask[:, None, :, 1:]
     at, strides = torch.arange(1, ids.shape[2], device=ids.device), inputs["context_strides"].unsqueeze(-1)
+    lengths = mask.sum(dim=2, keepdim=True)
+    in_contexts, in_reply = lengths.cumsum(dim=1) - lengths + at, (following != -100).cumsum(dim=1) - 1
+    restored = (found & (in_contexts[:, None] == in_reply[:, :, None, None])).flatten(2).any(dim=2)
+    found &= ~restored[:, :, None, None]
     # (batch_size, num_contexts, context_length - 1): whose place that of the second token is, and its latent.
     number = (strides - 1 - at % strides) % num_heads * num_latents + (at // strides).clamp(max=num_latents - 1)
     wanted = torch.zeros(*found.shape[:3], num_heads * num_latents, dtype=torch.long, device=ids.device)
