@@ -12,13 +12,14 @@ from torch.nn import functional
 import factories
 from c3_hf.training.arguments import parse_recipe
 from c3_hf.training.losses import LatentReadout, lookup_loss
+from c3_hf.training.model import prepare_lookup
 from c3_hf.training.train import train
 
 
 PLACEHOLDER = factories.VOCAB_SIZE - 1
 
 
-def restated(attention, inputs, labels, config):
+def restated(attention, inputs, labels, config, num_places):
     """Loss and counts by loops over rows, positions, heads, contexts and tokens."""
     length, (_, num_heads, kept, _) = labels.shape[1], attention.shape
     looking, away, right = [], [], 0
@@ -40,8 +41,9 @@ def restated(attention, inputs, labels, config):
                 ids = inputs["context_input_ids"][row, slot, :count].tolist()
                 for number in range(1, count):
                     if (ids[number - 1], ids[number]) == pair:
-                        place = stride - 1 - number % stride
-                        wanted[place % num_heads].add(slot * config.num_latents + number // stride)
+                        place = (stride - 1 - number % stride) % num_places
+                        for head in range(place, num_heads, num_places):
+                            wanted[head].add(slot * config.num_latents + number // stride)
             if not any(wanted):
                 continue
             for head, latents in enumerate(wanted):
@@ -51,10 +53,11 @@ def restated(attention, inputs, labels, config):
                     right += weights.index(max(weights)) in latents
                 else:
                     away.append(-math.log(1 - sum(weights)))
-    return sum(looking) / len(looking) + sum(away) / len(away), [right, len(looking)]
+    return sum(looking) / len(looking) + sum(away) / max(1, len(away)), [right, len(looking)]
 
 
-def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_stand_in_a_context():
+@pytest.mark.parametrize("num_places", [None, 3, 2, 1])
+def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_stand_in_a_context(num_places):
     config = factories.make_model(latent_stride=3).config
     generator = torch.Generator().manual_seed(0)
     # Few different tokens, so that pairs stand in several places, at the ends of stretches and in both contexts.
@@ -70,10 +73,10 @@ def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_s
     labels[:, -10:] = replies
     inputs = {"input_ids": ids, "context_input_ids": contexts, "context_attention_mask": mask}
     inputs["context_strides"] = strides
-    scores = torch.randn(3, 2, 11, ids.shape[1], generator=generator, requires_grad=True)
+    scores = torch.randn(3, 3, 11, ids.shape[1], generator=generator, requires_grad=True)
     attention = scores.softmax(dim=-1)
-    loss, counts = lookup_loss(attention, inputs, labels, config)
-    expected, right = restated(attention, inputs, labels, config)
+    loss, counts = lookup_loss(attention, inputs, labels, config, num_places)
+    expected, right = restated(attention, inputs, labels, config, num_places or 3)
     assert right[1] > 8
     torch.testing.assert_close(loss.item(), expected, rtol=1e-5, atol=1e-5)
     assert counts.tolist() == right
@@ -127,6 +130,20 @@ def test_a_latent_names_tokens_in_front_of_its_stretch_too():
                 losses.append(functional.cross_entropy(logits, ids[row, 0, position]))
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
     assert int(counts[1]) == len(losses)
+
+
+def test_its_heads_begin_without_biases_and_the_others_keep_theirs():
+    model = factories.make_model(latent_stride=3, attn_implementation="eager")
+    layers = [layer.self_attn for layer in model.model.language_model.layers]
+    for layer in layers:
+        torch.nn.init.ones_(layer.q_proj.bias)
+        torch.nn.init.ones_(layer.k_proj.bias)
+    prepare_lookup(model, {1: [0, 3]})
+    assert layers[0].q_proj.bias.eq(1).all()
+    assert layers[1].q_proj.bias.view(4, -1).amax(dim=1).tolist() == [0, 1, 1, 0]
+    # Two heads share each key.
+    assert layers[1].k_proj.bias.view(2, -1).amax(dim=1).tolist() == [0, 0]
+    assert layers[0].k_proj.bias.eq(1).all()
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

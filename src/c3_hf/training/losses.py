@@ -231,14 +231,18 @@ def without_readout(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def lookup_loss(
-    attention: torch.Tensor, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor, config: C3Config
+    attention: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    config: C3Config,
+    num_places: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How little the heads look at the latents of the tokens that come next.
 
     It is asked for wherever a token and the labelled one behind it stand behind each other in a context as well, in
-    whichever and however often. Each head has places of a latent (see [`LatentReadout`]) of its own, the n-th of H
-    heads the places n, n + H and so on, so that it finds tokens at these alone. If the second token stands at one of
-    them, the head shall look at its latent, or at those latents; if not, at no latent at all. Nothing is asked for
+    whichever and however often. Each head has places of a latent (see [`LatentReadout`]), so that it finds tokens at
+    these alone: with `num_places` P the n-th head the places that leave the rest of n when divided by P. If the second
+    token stands at one of them, the head shall look at its latent, or at those; if not, at none. Nothing is asked for
     where a token stands in the reply as far behind the beginning as in the contexts: that is restoring, where heads
     would learn the distance instead.
 
@@ -250,6 +254,8 @@ def lookup_loss(
             `(batch_size, num_contexts)`.
         labels: `(batch_size, sequence_length)`, not shifted.
         config: of the model.
+        num_places: places that are told apart, 1 to the number of heads, which is the default; with fewer several
+            heads serve each and carry more of a token, with more each serves fewer.
 
     Returns:
         Mean of -log of the attention where it shall be, over heads that shall look at a latent and positions, and
@@ -258,6 +264,7 @@ def lookup_loss(
     """
     length, kept = labels.shape[1], attention.shape[2]
     num_heads, num_latents = attention.shape[1], config.num_latents
+    num_places = num_heads if num_places is None else num_places
     token, following = inputs["input_ids"][:, length - kept : -1], labels[:, length - kept + 1 :]
     ids, mask = inputs["context_input_ids"], inputs["context_attention_mask"].bool()
     # (batch_size, kept_length - 1, num_contexts, context_length - 1): where in the contexts the two stand.
@@ -268,11 +275,13 @@ def lookup_loss(
     in_contexts, in_reply = lengths.cumsum(dim=1) - lengths + at, (following != -100).cumsum(dim=1) - 1
     restored = (found & (in_contexts[:, None] == in_reply[:, :, None, None])).flatten(2).any(dim=2)
     found &= ~restored[:, :, None, None]
-    # (batch_size, num_contexts, context_length - 1): whose place that of the second token is, and its latent.
-    number = (strides - 1 - at % strides) % num_heads * num_latents + (at // strides).clamp(max=num_latents - 1)
-    wanted = torch.zeros(*found.shape[:3], num_heads * num_latents, dtype=torch.long, device=ids.device)
+    # (batch_size, num_contexts, context_length - 1): the place of the second token, and its latent.
+    number = (strides - 1 - at % strides) % num_places * num_latents + (at // strides).clamp(max=num_latents - 1)
+    wanted = torch.zeros(*found.shape[:3], num_places * num_latents, dtype=torch.long, device=ids.device)
     wanted = wanted.scatter_add(3, number[:, None].expand(found.shape), found.long()).bool()
-    wanted = wanted.unflatten(3, (num_heads, num_latents)).transpose(2, 3).flatten(3)
+    # (batch_size, kept_length - 1, num_heads, latents of all contexts)
+    wanted = wanted.unflatten(3, (num_places, num_latents)).transpose(2, 3).flatten(3)
+    wanted = wanted[:, :, torch.arange(num_heads, device=ids.device) % num_places]
     # Where the latents stand in the prompt; a row with fewer contexts has fewer, and wants none of the others.
     is_latent = inputs["input_ids"] == config.context_token_id
     columns = (~is_latent).int().argsort(dim=1, stable=True)[:, : wanted.shape[3]]

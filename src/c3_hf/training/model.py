@@ -250,31 +250,42 @@ def body(model: nn.Module) -> C3Model:
     return next(module for module in model.modules() if isinstance(module, C3Model))
 
 
-def check_lookup(heads: Mapping[int, Sequence[int]], config: C3Config) -> None:
-    """Check that the decoder has the heads of the look-up, numbered by layer, and shows where they look.
+def prepare_lookup(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
+    """Let the heads of the look-up, by layer of the decoder, begin without the biases of queries and keys.
+
+    These prefer distances, and a head that looks for a token has none to prefer. Adam would take them back by one
+    learning rate a step, so wide ones (`spread_attention_biases`) for thousands of steps.
 
     Raises:
-        ValueError: if it does not, or the model has no stride.
+        ValueError: if the decoder has no such heads or does not show where they look, or the model has no stride.
     """
+    config = body(model).config
     if config.latent_stride is None:
         raise ValueError(
             "`lookup_weight` needs a model with `latent_stride`: which latent stands for a token is known by it. Set "
             "`latent_stride` in the recipe, or leave `lookup_weight` out."
         )
-    num_layers, num_heads = config.text_config.num_hidden_layers, config.text_config.num_attention_heads
-    known = {(layer, head) for layer in range(num_layers) for head in range(num_heads)}
+    half = config.text_config
+    known = {(layer, head) for layer in range(half.num_hidden_layers) for head in range(half.num_attention_heads)}
     named = {(layer, head) for layer, numbers in heads.items() for head in numbers}
     if not named or not named <= known:
         raise ValueError(
             f"`lookup_heads` must name heads of the decoder by their layers, such as {{0: [0, 1]}}, and it has "
-            f"{num_heads} in each of {num_layers} layers, counted from 0, got {dict(heads)}."
+            f"{half.num_attention_heads} in each of {half.num_hidden_layers} layers, counted from 0, got {dict(heads)}."
         )
-    attention = config.text_config._attn_implementation
-    if attention != "eager":
+    if half._attn_implementation != "eager":
         raise ValueError(
-            f"`lookup_weight` reads the weights of the decoder's attention, which {attention} attention does not "
-            "return. Set `attn_implementation: eager`, or leave `lookup_weight` out."
+            f"`lookup_weight` reads the weights of the decoder's attention, which {half._attn_implementation} "
+            "attention does not return. Set `attn_implementation: eager`, or leave `lookup_weight` out."
         )
+    for name, module in body(model).language_model.named_modules():
+        layer = re.search(r"\blayers\.(\d+)\.\S*\b([qk])_proj$", name)
+        if layer is None or getattr(module, "bias", None) is None:
+            continue
+        count = half.num_attention_heads if layer[2] == "q" else half.num_key_value_heads
+        biases = module.bias.data.view(count, -1)
+        for head in heads.get(int(layer[1]), ()):
+            biases[head * count // half.num_attention_heads] = 0.0
 
 
 def compile_layers(model: nn.Module) -> None:
