@@ -271,7 +271,8 @@ def prepare_lookup(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None
     if not named or not named <= known:
         raise ValueError(
             f"`lookup_heads` must name heads of the decoder by their layers, such as {{0: [0, 1]}}, and it has "
-            f"{half.num_attention_heads} in each of {half.num_hidden_layers} layers, counted from 0, got {dict(heads)}."
+            f"{half.num_attention_heads} in each of {half.num_hidden_layers} layers, counted from 0, got "
+            f"{dict(heads)}."
         )
     if half._attn_implementation != "eager":
         raise ValueError(

@@ -137,9 +137,8 @@ class C3Trainer(Trainer):
             if looks_up:
                 kept = outputs.logits.shape[1]
                 heads = [outputs.attentions[at][:, some, -kept:] for at, some in self.args.lookup_heads.items()]
-                extra, counts = lookup_loss(
-                    torch.cat(heads, dim=1), inputs, labels, body(model).config, self.args.lookup_places
-                )
+                attention, config = torch.cat(heads, dim=1), body(model).config
+                extra, counts = lookup_loss(attention, inputs, labels, config, self.args.lookup_places)
                 self._meter.add_looked(counts)
                 loss = loss + self.args.lookup_weight * extra * self._share_of_step(labels, kwargs)
         context_length = inputs["context_input_ids"].shape[-1]
