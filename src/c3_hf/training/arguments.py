@@ -100,7 +100,7 @@ class DataArguments:
     data_dir: str | None = option(None, "Folder that train_files lie in.")
     streaming: bool = option(False, "Stream the files instead of indexing them first.")
     tasks: dict[str, float] = option(
-        lambda: {"restore": 1.0}, "Weights of restore, continue, find, answer, answer_segments."
+        lambda: {"restore": 1.0}, "Weights of restore, continue, find, answer, answer_segments, pieces."
     )
     text_kinds: dict[str, float] = option(lambda: {"plain": 1.0}, "Weights of the kinds of text to restore.")
     min_context_tokens: int = option(8, "Shortest context made from plain text, in tokens.")
