@@ -83,7 +83,8 @@ def test_two_processes_train_as_one(config, write_recipe, recipe, tmp_path):
 
 
 def test_two_processes_read_out_and_look_up_as_one(config, write_recipe, recipe, tmp_path):
-    recipe |= {"latent_stride": 4, "attn_implementation": "eager", "readout_weight": 1.0, "readout_before": 1}
+    recipe |= {"latent_stride": 16, "attn_implementation": "eager", "readout_weight": 1.0, "readout_before": 1}
+    recipe |= {"tasks": {"pieces": 1.0}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
     recipe |= {"lookup_weight": 1.0, "lookup_heads": {0: [0, 2]}, "max_steps": 1, "save_strategy": "no"}
     accuracies = []
     for name, size in (("one", "4"), ("two", "2")):
@@ -94,7 +95,8 @@ def test_two_processes_read_out_and_look_up_as_one(config, write_recipe, recipe,
             single(path, *size)
         else:
             launch(config, path, *size)
-        (entry,) = (entry for entry in map(json.loads, (tmp_path / name / "log.jsonl").open()) if "loss" in entry)
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        (entry,) = (entry for entry in map(json.loads, lines) if "loss" in entry)
         accuracies.append([entry[key] for key in ("loss", "readout_accuracy", "lookup_accuracy")])
     assert accuracies[0] == pytest.approx(accuracies[1], rel=0.05)
 
