@@ -132,18 +132,29 @@ def test_a_latent_names_tokens_in_front_of_its_stretch_too():
     assert int(counts[1]) == len(losses)
 
 
-def test_its_heads_begin_without_biases_and_the_others_keep_theirs():
+def test_its_heads_are_drawn_anew_and_the_others_stay():
     model = factories.make_model(latent_stride=3, attn_implementation="eager")
     layers = [layer.self_attn for layer in model.model.language_model.layers]
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    before = []
     for layer in layers:
-        torch.nn.init.ones_(layer.q_proj.bias)
-        torch.nn.init.ones_(layer.k_proj.bias)
-    prepare_lookup(model, {1: [0, 3]})
-    assert layers[0].q_proj.bias.eq(1).all()
-    assert layers[1].q_proj.bias.view(4, -1).amax(dim=1).tolist() == [0, 1, 1, 0]
-    # Two heads share each key.
-    assert layers[1].k_proj.bias.view(2, -1).amax(dim=1).tolist() == [0, 0]
-    assert layers[0].k_proj.bias.eq(1).all()
+        for name in names[:3]:
+            torch.nn.init.ones_(getattr(layer, name).bias)
+        before.append({name: getattr(layer, name).weight.clone() for name in names})
+    # Heads 2 and 3 share a key, 0 shares its own with 1, which stays.
+    prepare_lookup(model, {1: [0, 2, 3]})
+
+    def changed(number, name, count, dim=0):
+        pairs = zip(before[number][name].chunk(count, dim), getattr(layers[number], name).weight.chunk(count, dim))
+        return [not old.equal(new) for old, new in pairs]
+
+    assert changed(1, "q_proj", 4) == [True, False, True, True]
+    assert changed(1, "k_proj", 2) == changed(1, "v_proj", 2) == [False, True]
+    assert changed(1, "o_proj", 4, dim=1) == [True, False, True, True]
+    assert [part.eq(0).all() for part in layers[1].o_proj.weight.chunk(4, 1)] == [True, False, True, True]
+    assert layers[1].q_proj.bias.view(4, -1).amax(dim=1).tolist() == [0, 1, 0, 0]
+    assert layers[1].k_proj.bias.view(2, -1).amax(dim=1).tolist() == [1, 0]
+    assert not any(any(changed(0, name, 4, int(name == "o_proj"))) for name in names)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

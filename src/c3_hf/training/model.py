@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -251,10 +251,12 @@ def body(model: nn.Module) -> C3Model:
 
 
 def prepare_lookup(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
-    """Let the heads of the look-up, by layer of the decoder, begin without the biases of queries and keys.
+    """Draw the heads of the look-up, by layer of the decoder, anew: without biases, and at first without a say.
 
-    These prefer distances, and a head that looks for a token has none to prefer. Adam would take them back by one
-    learning rate a step, so wide ones (`spread_attention_biases`) for thousands of steps.
+    Biases of queries and keys prefer distances, and a head that looks for a token has none to prefer; Adam would take
+    them back by one learning rate a step, so wide ones (`spread_attention_biases`) for thousands of steps. What a head
+    says begins at zero, as with LoRA, so that the others are not disturbed before it knows where to look. Keys and
+    values that other heads share stay as they are, and so does a half whose layers have other names than Llama's.
 
     Raises:
         ValueError: if the decoder has no such heads or does not show where they look, or the model has no stride.
@@ -279,14 +281,30 @@ def prepare_lookup(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None
             f"`lookup_weight` reads the weights of the decoder's attention, which {half._attn_implementation} "
             "attention does not return. Set `attn_implementation: eager`, or leave `lookup_weight` out."
         )
-    for name, module in body(model).language_model.named_modules():
-        layer = re.search(r"\blayers\.(\d+)\.\S*\b([qk])_proj$", name)
-        if layer is None or getattr(module, "bias", None) is None:
-            continue
-        count = half.num_attention_heads if layer[2] == "q" else half.num_key_value_heads
-        biases = module.bias.data.view(count, -1)
-        for head in heads.get(int(layer[1]), ()):
-            biases[head * count // half.num_attention_heads] = 0.0
+    layers = getattr(body(model).language_model, "layers", [])
+    for number, chosen in heads.items():
+        attention = getattr(layers[number], "self_attn", None) if len(layers) else None
+        if hasattr(attention, "o_proj"):
+            _draw_heads(attention, chosen, half)
+
+
+def _draw_heads(attention: nn.Module, heads: Sequence[int], half: PretrainedConfig) -> None:
+    """Draw heads of Llama's layout anew, with an output of zero."""
+    num_keys = getattr(half, "num_key_value_heads", half.num_attention_heads)
+    size = half.num_attention_heads // num_keys
+    keys = [key for key in range(num_keys) if {*range(key * size, (key + 1) * size)} <= {*heads}]
+    for name, count, some in (
+        ("q_proj", half.num_attention_heads, heads),
+        ("k_proj", num_keys, keys),
+        ("v_proj", num_keys, keys),
+    ):
+        projection = getattr(attention, name)
+        for head in some:
+            nn.init.normal_(projection.weight.data.unflatten(0, (count, -1))[head], std=half.initializer_range)
+            if projection.bias is not None:
+                projection.bias.data.view(count, -1)[head] = 0.0
+    for head in heads:
+        attention.o_proj.weight.data.unflatten(1, (half.num_attention_heads, -1))[:, head] = 0.0
 
 
 def compile_layers(model: nn.Module) -> None:
