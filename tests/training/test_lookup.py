@@ -186,6 +186,8 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
         ({"lookup_heads": {0: [4]}}, r"it has 4 in each of 2 layers, counted from 0, got \{0: \[4\]\}"),
         ({"lookup_heads": {2: [0]}}, r"`lookup_heads` must name heads.*, got \{2: \[0\]\}"),
         ({"attn_implementation": "sdpa"}, "`lookup_weight` reads the weights .* which sdpa attention does not return"),
+        ({"lookup_places": 2}, "`lookup_places` must lie between 1 and the number of `lookup_heads`, 1, got 2"),
+        ({"lookup_places": 0}, "`lookup_places` must lie between 1 and the number of `lookup_heads`, 1, got 0"),
         ({"lookup_weight": -1.0}, "`lookup_weight` must not be negative, got -1.0"),
         ({"readout_before": -1}, "`readout_before` must not be negative, got -1"),
     ],

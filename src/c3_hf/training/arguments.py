@@ -201,6 +201,12 @@ class C3TrainingArguments(TrainingArguments):
                 f"`readout_candidates` must be positive, got {self.readout_candidates}. Leave it out for the whole "
                 "vocabulary."
             )
+        num_heads = sum(map(len, self.lookup_heads.values()))
+        if self.lookup_places is not None and not 1 <= self.lookup_places <= num_heads:
+            raise ValueError(
+                f"`lookup_places` must lie between 1 and the number of `lookup_heads`, {num_heads}, got "
+                f"{self.lookup_places}: each place needs a head. Name more heads, or leave it out for one place a head."
+            )
         if self.decoder_start > 0 and not self.readout_weight:
             raise ValueError(
                 f"`decoder_start` is {self.decoder_start}, and without a read-out nothing teaches the encoder before. "
