@@ -205,7 +205,7 @@ class C3TrainingArguments(TrainingArguments):
         if self.lookup_places is not None and not 1 <= self.lookup_places <= num_heads:
             raise ValueError(
                 f"`lookup_places` must lie between 1 and the number of `lookup_heads`, {num_heads}, got "
-                f"{self.lookup_places}: each place needs a head. Name more heads, or leave it out for one place a head."
+                f"{self.lookup_places}: each place needs a head. Name more heads, or leave it out: one place a head."
             )
         if self.decoder_start > 0 and not self.readout_weight:
             raise ValueError(
