@@ -12,7 +12,7 @@ from torch.nn import functional
 import factories
 from c3_hf.training.arguments import parse_recipe
 from c3_hf.training.losses import LatentReadout, lookup_loss
-from c3_hf.training.model import prepare_lookup
+from c3_hf.training.model import draw_lookup_heads
 from c3_hf.training.train import train
 
 
@@ -132,6 +132,13 @@ def test_a_latent_names_tokens_in_front_of_its_stretch_too():
     assert int(counts[1]) == len(losses)
 
 
+def test_heads_of_another_layout_are_not_drawn():
+    gpt2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 32, "vocab_size": factories.VOCAB_SIZE}
+    model = factories.make_model(text_config=gpt2, latent_stride=3)
+    with pytest.raises(ValueError, match=r"`draw_lookup_heads` knows .* of the type 'gpt2' has none"):
+        draw_lookup_heads(model, {0: [1]})
+
+
 def test_its_heads_are_drawn_anew_and_the_others_stay():
     model = factories.make_model(latent_stride=3, attn_implementation="eager")
     layers = [layer.self_attn for layer in model.model.language_model.layers]
@@ -142,7 +149,7 @@ def test_its_heads_are_drawn_anew_and_the_others_stay():
             torch.nn.init.ones_(getattr(layer, name).bias)
         before.append({name: getattr(layer, name).weight.clone() for name in names})
     # Heads 2 and 3 share a key, 0 shares its own with 1, which stays.
-    prepare_lookup(model, {1: [0, 2, 3]})
+    draw_lookup_heads(model, {1: [0, 2, 3]})
 
     def changed(number, name, count, dim=0):
         pairs = zip(before[number][name].chunk(count, dim), getattr(layers[number], name).weight.chunk(count, dim))
@@ -167,7 +174,14 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
     if "lora" in options:
         pytest.importorskip("peft")
     recipe |= {"latent_stride": 16, "attn_implementation": "eager", "max_steps": 40, "save_strategy": "no", **options}
-    recipe |= {"lookup_weight": 5.0, "lookup_heads": {0: [1, 2]}, "logging_steps": 10, "learning_rate": 1e-2}
+    recipe |= {
+        "lookup_weight": 5.0,
+        "lookup_heads": {0: [1, 2]},
+        "draw_lookup_heads": True,
+        "logging_steps": 10,
+        "learning_rate": 1e-2,
+    }
+    recipe |= {"draw_lookup_heads": True}
     # Some words at the least: a text of one piece is a restored one.
     recipe |= {"tasks": {"pieces": 1.0}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
     train(*parse_recipe(write_recipe(recipe)))

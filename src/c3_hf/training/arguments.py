@@ -166,6 +166,9 @@ class C3TrainingArguments(TrainingArguments):
         dict,
         "Heads that look it up, by layer of the decoder, both from 0, such as {0: [2, 3], 1: [5]}; each its places.",
     )
+    draw_lookup_heads: bool = option(
+        False, "Draw these heads anew at the start, without biases: for a model whose heads look at distances."
+    )
     lookup_places: int | None = option(
         None, "Places of a latent that these heads tell apart, several heads for each; None: as many as heads."
     )

@@ -250,18 +250,12 @@ def body(model: nn.Module) -> C3Model:
     return next(module for module in model.modules() if isinstance(module, C3Model))
 
 
-def prepare_lookup(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
-    """Draw the heads of the look-up, by layer of the decoder, anew: without biases, and at first without a say.
-
-    Biases of queries and keys prefer distances, and a head that looks for a token has none to prefer; Adam would take
-    them back by one learning rate a step, so wide ones (`spread_attention_biases`) for thousands of steps. What a head
-    says begins at zero, as with LoRA, so that the others are not disturbed before it knows where to look. Keys and
-    values that other heads share stay as they are, and so does a half whose layers have other names than Llama's.
+def check_lookup(config: C3Config, heads: Mapping[int, Sequence[int]]) -> None:
+    """Check that the decoder has the heads of the look-up, numbered by layer, and shows where they look.
 
     Raises:
-        ValueError: if the decoder has no such heads or does not show where they look, or the model has no stride.
+        ValueError: if it does not, or the model has no stride.
     """
-    config = body(model).config
     if config.latent_stride is None:
         raise ValueError(
             "`lookup_weight` needs a model with `latent_stride`: which latent stands for a token is known by it. Set "
@@ -281,15 +275,32 @@ def prepare_lookup(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None
             f"`lookup_weight` reads the weights of the decoder's attention, which {half._attn_implementation} "
             "attention does not return. Set `attn_implementation: eager`, or leave `lookup_weight` out."
         )
-    layers = getattr(body(model).language_model, "layers", [])
+
+
+def draw_lookup_heads(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
+    """Draw the heads of the look-up, numbered by layer of the decoder, anew: without biases, at first without a say.
+
+    Biases of queries and keys prefer distances, and a head that looks for a token has none to prefer; Adam would take
+    them back by one learning rate a step, so wide ones (`spread_attention_biases`) for thousands of steps. What a head
+    says begins at zero, as with LoRA, so that the others are not disturbed before it knows where to look. Keys and
+    values that it shares with heads that are not drawn stay as they are.
+
+    Raises:
+        ValueError: if the decoder's layers are not like Llama's, with `self_attn` and four projections.
+    """
+    half = body(model).language_model
     for number, chosen in heads.items():
-        attention = getattr(layers[number], "self_attn", None) if len(layers) else None
-        if hasattr(attention, "o_proj"):
-            _draw_heads(attention, chosen, half)
+        attention = getattr(half.layers[number], "self_attn", None) if hasattr(half, "layers") else None
+        if not all(hasattr(attention, f"{name}_proj") for name in "qkvo"):
+            raise ValueError(
+                f"`draw_lookup_heads` knows attention with layers q_proj, k_proj, v_proj and o_proj, and a decoder "
+                f"of the type {half.config.model_type!r} has none. Leave it out: the heads learn from what they are."
+            )
+        _draw_heads(attention, chosen, half.config)
 
 
 def _draw_heads(attention: nn.Module, heads: Sequence[int], half: PretrainedConfig) -> None:
-    """Draw heads of Llama's layout anew, with an output of zero."""
+    """Draw the heads of one layer."""
     num_keys = getattr(half, "num_key_value_heads", half.num_attention_heads)
     size = half.num_attention_heads // num_keys
     keys = [key for key in range(num_keys) if {*range(key * size, (key + 1) * size)} <= {*heads}]

@@ -20,7 +20,7 @@ from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .losses import LatentReadout
 from .measures import HeldOutFile, read_held_out
-from .model import body, cast_model, checkpoint_dtype, compile_layers, prepare_lookup, prepare_model
+from .model import body, cast_model, check_lookup, checkpoint_dtype, compile_layers, draw_lookup_heads, prepare_model
 from .trainer import C3Trainer
 
 
@@ -54,7 +54,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         compile_layers(model)
     config = model.config
     if args.lookup_weight > 0:
-        prepare_lookup(model, args.lookup_heads)
+        check_lookup(config, args.lookup_heads)
+    if args.draw_lookup_heads:
+        draw_lookup_heads(model, args.lookup_heads)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
