@@ -202,6 +202,7 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
         ({"attn_implementation": "sdpa"}, "`lookup_weight` reads the weights .* which sdpa attention does not return"),
         ({"lookup_places": 2}, "`lookup_places` must lie between 1 and the number of `lookup_heads`, 1, got 2"),
         ({"lookup_places": 0}, "`lookup_places` must lie between 1 and the number of `lookup_heads`, 1, got 0"),
+        ({"lookup_weight": 0.0, "draw_lookup_heads": True}, "`draw_lookup_heads` is set and `lookup_weight` is 0"),
         ({"lookup_weight": -1.0}, "`lookup_weight` must not be negative, got -1.0"),
         ({"readout_before": -1}, "`readout_before` must not be negative, got -1"),
     ],

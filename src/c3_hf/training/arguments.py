@@ -210,6 +210,11 @@ class C3TrainingArguments(TrainingArguments):
                 f"`lookup_places` must lie between 1 and the number of `lookup_heads`, {num_heads}, got "
                 f"{self.lookup_places}: each place needs a head. Name more heads, or leave it out: one place a head."
             )
+        if self.draw_lookup_heads and not self.lookup_weight:
+            raise ValueError(
+                "`draw_lookup_heads` is set and `lookup_weight` is 0: nothing would teach the new heads. Set "
+                "`lookup_weight`, or leave both out."
+            )
         if self.decoder_start > 0 and not self.readout_weight:
             raise ValueError(
                 f"`decoder_start` is {self.decoder_start}, and without a read-out nothing teaches the encoder before. "

@@ -55,8 +55,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     config = model.config
     if args.lookup_weight > 0:
         check_lookup(config, args.lookup_heads)
-    if args.draw_lookup_heads:
-        draw_lookup_heads(model, args.lookup_heads)
+        if args.draw_lookup_heads:
+            draw_lookup_heads(model, args.lookup_heads)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
