@@ -123,9 +123,9 @@ class C3Trainer(Trainer):
             loss, outputs, right = self._read_prompts(model, inputs)
         else:
             looks_up = model.training and self.args.lookup_weight > 0
-            # In a dict of its own: the Trainer takes the labels out of what it is given.
-            given = {**inputs, "output_attentions": True} if looks_up else dict(inputs)
-            loss, outputs = super().compute_loss(model, given, return_outputs=True, **kwargs)
+            if looks_up:
+                inputs["output_attentions"] = True
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
             right = count_right(outputs.logits, labels)
             if self.args.distillation_weight > 0:
                 num_items = kwargs.get("num_items_in_batch")
