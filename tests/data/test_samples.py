@@ -76,6 +76,26 @@ def test_mixture_shares(dataset):
     assert 5 < chinese < 80
 
 
+def test_a_step_that_asks_makes_samples_that_ask(processor, text_files):
+    schedule = LengthSchedule(8, [(0, 64)], num_latents=4, asking_share=0.5, asking_stride_ceiling=[(0, 4)])
+    tasks = {"restore": 0.6, "continue": 0.1, "pieces": 0.2, "answer": 0.1, "answer_segments": 0.0}
+    dataset = MixtureDataset(
+        RecordSource(text_files), ExampleMaker(processor.tokenizer, schedule, tasks, {"plain": 1.0})
+    )
+
+    def prompts(asks: bool | None) -> Counter:
+        return Counter(prompt_of(dataset[SampleKey(index, 48, asks=asks)]) for index in range(100))
+
+    assert set(prompts(True)) == {FIND_PROMPT}
+    others = prompts(False)
+    assert set(others) == {RESTORE_PROMPT, CONTINUE_PROMPT}
+    assert 4 < others[CONTINUE_PROMPT] < 30
+    assert set(prompts(None)) == {FIND_PROMPT, RESTORE_PROMPT, CONTINUE_PROMPT}
+    for some in ({"restore": 1.0, "find": 0.0}, {"find": 1.0}):
+        with pytest.raises(ValueError, match=r"`tasks` must have some of both, got {.*find.*}. Add one, or leave"):
+            ExampleMaker(processor.tokenizer, schedule, some, {"plain": 1.0})
+
+
 def test_given_messages_pass_through(tmp_path, processor):
     path = tmp_path / "chats.jsonl"
     record = {"contexts": ["c"], "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}

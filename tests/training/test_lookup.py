@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 import factories
-from c3_hf.training.arguments import parse_recipe
+from c3_hf.training.arguments import ModelArguments, parse_recipe
 from c3_hf.training.losses import LatentReadout, lookup_loss
-from c3_hf.training.model import draw_lookup_heads
+from c3_hf.training.model import blend_weights, draw_lookup_heads, prepare_model
 from c3_hf.training.train import train
 
 
@@ -137,6 +138,8 @@ def test_heads_of_another_layout_are_not_drawn():
     model = factories.make_model(text_config=gpt2, latent_stride=3)
     with pytest.raises(ValueError, match=r"`draw_lookup_heads` knows .* of the type 'gpt2' has none"):
         draw_lookup_heads(model, {0: [1]})
+    with pytest.raises(ValueError, match=r"`blend_path` knows .* of the type 'gpt2' has none"):
+        blend_weights(model, model, 0.5, {0: [1]})
 
 
 def test_its_heads_are_drawn_anew_and_the_others_stay():
@@ -164,6 +167,51 @@ def test_its_heads_are_drawn_anew_and_the_others_stay():
     assert not any(any(changed(0, name, 4, int(name == "o_proj"))) for name in names)
 
 
+def test_blended_weights_lie_in_between_and_heads_of_the_look_up_come_whole(tmp_path):
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = factories.make_model(latent_stride=3)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        folders.append(str(tmp_path / str(seed)))
+        model.save_pretrained(folders[-1])
+        factories.make_processor().save_pretrained(folders[-1])
+    before, other = (load_file(f"{folder}/model.safetensors") for folder in folders)
+    arguments = ModelArguments(
+        model_name_or_path=folders[0], blend_path=folders[1], blend_share=0.25, attn_implementation="eager"
+    )
+    # Heads 2 and 3 share a key, 0 shares its own with 1.
+    model, _ = prepare_model(arguments, lookup_heads={1: [0, 2, 3]})
+    size = model.config.text_config.head_dim
+    blended = dict(model.named_parameters())
+    assert set(blended) == set(before)
+    for name, value in blended.items():
+        expected = before[name] * 0.75 + other[name] * 0.25
+        projection = name.removeprefix("model.language_model.layers.1.self_attn.").partition(".")[0]
+        heads = {"q_proj": [0, 2, 3], "k_proj": [1], "v_proj": [1], "o_proj": [0, 2, 3]}.get(projection, [])
+        for head in heads:
+            part = slice(head * size, (head + 1) * size)
+            if projection == "o_proj":
+                expected[:, part] = other[name][:, part]
+            else:
+                expected[part] = other[name][part]
+        torch.testing.assert_close(value.data, expected)
+
+
+def test_weights_of_another_layout_are_not_blended(monkeypatch, model_path):
+    models = [factories.make_model(latent_stride=3, num_latents=count) for count in (4, 5)]
+    with pytest.raises(ValueError, match="`blend_path` must be a checkpoint of the same layout as `model_name"):
+        blend_weights(*models, 0.5, {})
+    with pytest.raises(ValueError, match=r"`blend_share` must lie between 0 and 1, got 1\.5"):
+        ModelArguments(model_name_or_path="a", blend_path="b", blend_share=1.5)
+    with pytest.raises(ValueError, match="`blend_path` is 'b', and there is no `model_name_or_path` to blend it with"):
+        ModelArguments(blend_path="b")
+    monkeypatch.setattr("c3_hf.training.model.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="`blend_path` cannot be used under DeepSpeed ZeRO-3"):
+        prepare_model(ModelArguments(model_name_or_path=model_path, blend_path=model_path))
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "options",
@@ -181,9 +229,9 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
         "logging_steps": 10,
         "learning_rate": 1e-2,
     }
-    recipe |= {"draw_lookup_heads": True}
+    recipe |= {"stride_ceiling": [[0, 16]], "asking_stride_ceiling": [[0, 16]]} if not options else {}
     # Some words at the least: a text of one piece is a restored one.
-    recipe |= {"tasks": {"pieces": 1.0}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
+    recipe |= {"tasks": {"pieces": 0.9, "restore": 0.1}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
     train(*parse_recipe(write_recipe(recipe)))
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     accuracies = [entry["lookup_accuracy"] for entry in entries if "loss" in entry]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 import factories
-from c3_hf.data.lengths import LengthSchedule
+from c3_hf.data.lengths import LengthGroupedBatches, LengthSchedule
 from c3_hf.training.arguments import parse_recipe
 from c3_hf.training.losses import LatentReadout
 from c3_hf.training.train import train
@@ -139,6 +139,28 @@ def test_the_share_of_low_strides_follows_its_curve():
     assert {schedule.stride_at(step) for step in range(101, 400)} == set(range(1, 11))
 
 
+def test_steps_that_ask_stay_below_their_own_ceiling():
+    options = {"num_latents": 32, "low_stride_share": [(0, 0.0)]}
+    schedule = LengthSchedule(
+        8, [(0, 640)], asking_share=0.3, asking_stride_ceiling=[(0, 2), (100, 2), (300, 4)], **options
+    )
+    asks = [schedule.asks_at(step) for step in range(1000)]
+    assert 250 < sum(asks) < 350
+    strides = [schedule.stride_at(step) for step in range(1000)]
+    assert {stride for stride, asking in zip(strides, asks) if not asking} == {20}
+    assert {stride for stride, asking in zip(strides[:100], asks) if asking} == {1, 2}
+    assert {stride for stride, asking in zip(strides[300:], asks[300:]) if asking} == {1, 2, 3, 4}
+    assert all(schedule.length_at(step) <= 32 * stride for step, stride in enumerate(strides))
+    assert [schedule.rises_at(step) for step in (50, 100, 299, 300)] == [False, True, True, False]
+    batches = list(LengthGroupedBatches(schedule, 20, 1, batch_size=3))
+    assert [[key.asks for key in batch] for batch in batches] == [[asking] * 3 for asking in asks[:20]]
+    # The other steps are those of a run that does not tell them apart, which leaves the task to each sample.
+    alike = LengthSchedule(8, [(0, 640)], **options)
+    others = [(alike.stride_at(step), alike.length_at(step)) for step in range(1000) if not asks[step]]
+    assert others == [(20, schedule.length_at(step)) for step in range(1000) if not asks[step]]
+    assert alike.asks_at(0) is None
+
+
 def test_a_share_of_the_lengths_fills_the_block():
     rng = np.random.default_rng(0)
 
@@ -181,6 +203,8 @@ def test_until_its_start_the_decoder_stays_as_it_was(write_recipe, recipe, optio
         ({"low_stride_share": [(0, 1.5)]}, r"`low_stride_share` must be .* shares of 0 to 1, got \[\(0, 1.5\)\]"),
         ({"low_stride_share": [(5, 0.5), (5, 0.1)]}, r"`low_stride_share` must be .* rising steps"),
         ({"stride_ceiling": [(0, 0)], "num_latents": 4}, r"`stride_ceiling` must be .* at least 1 tokens"),
+        ({"asking_stride_ceiling": [(0, 1)]}, "`asking_stride_ceiling` was given, but the latents of this model have"),
+        ({"asking_stride_ceiling": [(0, 0)], "num_latents": 4}, r"`asking_stride_ceiling` must be .* at least 1 tok"),
         ({"stride_ceiling": [(5, 2), (5, 3)], "num_latents": 4}, r"`stride_ceiling` must be .* rising steps"),
     ],
 )

@@ -24,13 +24,14 @@ _OVERHEAD_TOKENS = 48
 
 
 class SampleKey(NamedTuple):
-    """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step, and
-    the least tokens a latent stands for."""
+    """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step, the
+    least tokens a latent stands for, and whether it asks for a place of its text (`None`: its own draw decides)."""
 
     index: int  # type: ignore[assignment]
     length: int
     step: int = 0
     stride: int = 1
+    asks: bool | None = None
 
 
 class LengthSchedule:
@@ -55,6 +56,12 @@ class LengthSchedule:
         full_share: share (0 to 1) of the long steps that go to the ceiling itself, and of the samples of each step
             that fill its length to the last token. Long texts are cut into full blocks, whose end nothing but their
             length tells; drawn evenly, under a hundredth of the samples end there.
+        asking_share: share (0 to 1) of the steps whose samples all ask for a place of their text, if there is an
+            `asking_stride_ceiling`; those of the others never do.
+        asking_stride_ceiling: `(step, tokens)` pairs, interpolated likewise: the most tokens a latent stands for in
+            the steps that ask, which draw any number up to it, evenly. A place of a latent is found by words much
+            later than by its distance, so asking begins at low strides, and restoring at all of them goes on beside
+            it. `None` draws samples and strides of all steps alike.
 
     Raises:
         ValueError: for a curve that is empty, out of order or below its least value, a share above 1, a non-positive
@@ -72,8 +79,12 @@ class LengthSchedule:
         stride_ceiling: Sequence[tuple[int, int]] | None = None,
         low_stride_share: Sequence[tuple[int, float]] = ((0, 0.5),),
         full_share: float = 0.0,
+        asking_share: float = 0.0,
+        asking_stride_ceiling: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        for name, pairs, least in (("ceiling", ceiling, min_tokens), ("stride_ceiling", stride_ceiling, 1)):
+        strides = {"stride_ceiling": stride_ceiling, "asking_stride_ceiling": asking_stride_ceiling}
+        for name, pairs in {"ceiling": ceiling, **strides}.items():
+            least = min_tokens if name == "ceiling" else 1
             if pairs is None:
                 continue
             steps = [step for step, _ in pairs]
@@ -89,11 +100,12 @@ class LengthSchedule:
                 f"`low_stride_share` must be (step, share) pairs with rising steps and shares of 0 to 1, got "
                 f"{list(low_stride_share)}."
             )
-        if stride_ceiling is not None and num_latents is None:
-            raise ValueError(
-                "`stride_ceiling` was given, but the latents of this model have no stride (`latent_stride`). Leave it "
-                "out."
-            )
+        for name, pairs in strides.items():
+            if pairs is not None and num_latents is None:
+                raise ValueError(
+                    f"`{name}` was given, but the latents of this model have no stride (`latent_stride`). Leave it "
+                    "out."
+                )
         if min_tokens < 1 or multiple < 1:
             raise ValueError(f"`min_tokens` and `multiple` must be positive, got {min_tokens} and {multiple}.")
         self.min_tokens = min_tokens
@@ -105,6 +117,8 @@ class LengthSchedule:
         self.stride_ceiling = stride_ceiling
         self.low_stride_share = low_stride_share
         self.full_share = full_share
+        self.asking_share = asking_share
+        self.asking_stride_ceiling = asking_stride_ceiling
         self.waits: list[tuple[int, int]] = []
 
     def curve_step(self, step: int) -> int:
@@ -123,8 +137,8 @@ class LengthSchedule:
     def rises_at(self, step: int) -> bool:
         """Whether lengths or strides are higher right behind `step` on their curves."""
         at = self.curve_step(step)
-        curves = [self.ceiling] + ([] if self.stride_ceiling is None else [self.stride_ceiling])
-        return any(_interpolate(curve, at + 1) > _interpolate(curve, at) for curve in curves)
+        curves = (self.ceiling, self.stride_ceiling, self.asking_stride_ceiling)
+        return any(_interpolate(curve, at + 1) > _interpolate(curve, at) for curve in curves if curve is not None)
 
     def ceiling_at(self, step: int) -> int:
         """Longest length permitted at `step`, in tokens."""
@@ -165,15 +179,24 @@ class LengthSchedule:
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`: the most, or in `low_stride_share` of steps evenly from 1 to that.
+        """Tokens a latent stands for at `step`: the most, or in `low_stride_share` of steps evenly from 1 to that; in
+        steps that ask evenly up to their own ceiling.
 
         Raises:
             TypeError: without `num_latents`.
         """
         most = self.stride_ceiling_at(step)
         rng = np.random.default_rng([self.seed, 1, step])
+        if self.asks_at(step):
+            return int(rng.integers(1, int(_interpolate(self.asking_stride_ceiling, self.curve_step(step))) + 1))
         lower = rng.random() >= 1 - _interpolate(self.low_stride_share, self.curve_step(step))
         return int(rng.integers(1, most + 1)) if lower else most
+
+    def asks_at(self, step: int) -> bool | None:
+        """Whether all samples of `step` ask for a place of their text, or none; `None` if that is left to each."""
+        if self.asking_stride_ceiling is None:
+            return None
+        return bool(np.random.default_rng([self.seed, 2, step]).random() < self.asking_share)
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
@@ -298,7 +321,7 @@ class LengthGroupedBatches(Sampler):
         for step in range(self.num_steps):
             length = self.schedule.length_at(step)
             stride = 1 if self.schedule.num_latents is None else self.schedule.stride_at(step)
-            size = self.size_for(length)
+            asks, size = self.schedule.asks_at(step), self.size_for(length)
             for _ in range(self.micro_batches_per_step):
-                yield [SampleKey(index + offset, length, step, stride) for offset in range(size)]
+                yield [SampleKey(index + offset, length, step, stride, asks) for offset in range(size)]
                 index += size

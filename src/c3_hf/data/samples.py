@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .records import RecordSource, StreamingSource, TrainingExample
-from .tasks import ANY_TEXT_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
+from .tasks import ANY_TEXT_TASKS, ASKING_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
 
 
 # Characters from which a passage is cut, per token wanted: a little more than a token of a small vocabulary holds on
@@ -52,7 +52,8 @@ class ExampleMaker:
         seed: of all choices.
 
     Raises:
-        ValueError: if a name is unknown or the weights of a mixture do not have a positive sum.
+        ValueError: if a name is unknown or the weights of a mixture do not have a positive sum, or none of those
+            tasks that the steps of the schedule are divided into.
     """
 
     def __init__(
@@ -66,7 +67,17 @@ class ExampleMaker:
         self.reader = as_reader(tokenizer)
         self.schedule = schedule
         self.seed = seed
-        self._tasks = _check_mixture("tasks", tasks, TASKS)
+        self._tasks = {None: _check_mixture("tasks", tasks, TASKS)}
+        if schedule.asking_stride_ceiling is not None:
+            for asks in (True, False):
+                some = {task: weight for task, weight in tasks.items() if weight and (task in ASKING_TASKS) is asks}
+                if not some:
+                    raise ValueError(
+                        f"`asking_stride_ceiling` divides the steps into those that ask ({', '.join(ASKING_TASKS)}) "
+                        f"and the others, and `tasks` must have some of both, got {dict(tasks)}. Add one, or leave "
+                        "the ceiling out."
+                    )
+                self._tasks[asks] = _check_mixture("tasks", some, TASKS)
         self._text_kinds = _check_mixture("text_kinds", text_kinds, TEXT_KINDS)
 
     def rng(self, index: int) -> np.random.Generator:
@@ -79,7 +90,7 @@ class ExampleMaker:
             return Sample(record, key)
         num_tokens = self.schedule.draw(rng, key.length)
         passage = self._window(rng, record, num_tokens)
-        task = _choose(rng, self._tasks)
+        task = _choose(rng, self._tasks[key.asks])
         kind = _choose(rng, self._text_kinds) if task in ANY_TEXT_TASKS else "plain"
         if kind != "plain":
             text = TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.reader))

@@ -26,10 +26,12 @@ from .records import TrainingExample
 CONTINUE_PROMPT = "Continue the text: "
 # The reply is a sentence of the context; who asks gives its beginning, as that of the assistant's message.
 FIND_PROMPT = "Find the sentence: "
-# The tasks that hide facts in a text; room they leave for these, in tokens of a small vocabulary; the most of a text.
+# The tasks that hide facts in a text, and all whose reply is found in it by its beginning.
 QUESTION_TASKS = ("answer", "answer_segments")
+ASKING_TASKS = ("find", "pieces", *QUESTION_TASKS)
 # The tasks that are learnt on any kind of text, the others on plain text alone.
 ANY_TEXT_TASKS = ("restore", "pieces")
+# Room that is left for facts, in tokens of a small vocabulary; the most of a text.
 FACT_TOKENS = 75
 MAX_FACTS = 3
 # Most contexts that a text is cut into where a question goes over several.
@@ -60,7 +62,7 @@ _LAST_NAMES = (
 
 def saved_prompts(tasks: Mapping[str, float]) -> dict[str, str]:
     """What a model trained on `tasks` (weights by name) can be asked, as `C3Processor.prompts` holds it."""
-    return {"find": FIND_PROMPT} if any(tasks.get(task) for task in ("find", "pieces", *QUESTION_TASKS)) else {}
+    return {"find": FIND_PROMPT} if any(map(tasks.get, ASKING_TASKS)) else {}
 
 
 def restore(rng: np.random.Generator, text: str) -> TrainingExample:

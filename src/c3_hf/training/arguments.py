@@ -41,6 +41,10 @@ class ModelArguments:
     """Which model is trained, and which parts of it."""
 
     model_name_or_path: str | None = option(None, "A C3 checkpoint to start from. Without it a new model is built.")
+    blend_path: str | None = option(
+        None, "A checkpoint trained from that one, whose weights are blended in; its `lookup_heads` are taken whole."
+    )
+    blend_share: float = option(0.5, "How far to go towards the weights at `blend_path`, 0 to 1.")
     tokenizer_path: str | None = option(None, "Tokenizer folder of a new model.")
     text_config: dict | None = option(None, "Decoder configuration of a new model.")
     encoder_config: dict | None = option(None, "Encoder configuration of a new model.")
@@ -77,6 +81,13 @@ class ModelArguments:
                 raise ValueError(f"`{name}` may name {allowed}, got {unknown}.")
         if self.trained_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`trained_dtype` must be float32 or bfloat16, got {self.trained_dtype!r}.")
+        if not 0 <= self.blend_share <= 1:
+            raise ValueError(f"`blend_share` must lie between 0 and 1, got {self.blend_share}.")
+        if self.blend_path is not None and self.model_name_or_path is None:
+            raise ValueError(
+                f"`blend_path` is {self.blend_path!r}, and there is no `model_name_or_path` to blend it with: a new "
+                "model has nothing in common with it. Give the checkpoint it was trained from."
+            )
         if set(self.freeze) >= set(PARTS) and not self.lora:
             raise ValueError(f"`freeze` names every part, {sorted(self.freeze)}: nothing is left to train.")
         new_model = (self.tokenizer_path, self.text_config, self.encoder_config)
@@ -112,6 +123,11 @@ class DataArguments:
     )
     low_stride_share: list[Any] = option(
         lambda: [[0, 0.5]], "[step, share] pairs: share of steps whose latents stand for fewer tokens than the most."
+    )
+    asking_stride_ceiling: list[Any] | None = option(
+        None,
+        "[step, tokens] pairs: the most tokens a latent stands for where a sample asks for a place of its text. Steps "
+        "then ask as a whole or not at all; None: each sample draws its task.",
     )
     growth_accuracy: float | None = option(
         None, "Where lengths or strides would rise they wait while training token accuracy is below this, 0 to 1."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -33,7 +33,9 @@ logger = logging.get_logger(__name__)
 _HALVES = {"encoder": "model.encoder", "decoder": "model.language_model"}
 
 
-def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> tuple[nn.Module, C3Processor]:
+def prepare_model(
+    arguments: ModelArguments, mixed_precision: bool = False, lookup_heads: Mapping[int, Sequence[int]] | None = None
+) -> tuple[nn.Module, C3Processor]:
     """Build or load the model of a run and its processor.
 
     Whatever the checkpoint holds, parameters that train are float32, unless `arguments.trained_dtype` says otherwise:
@@ -43,12 +45,14 @@ def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> t
     Args:
         mixed_precision: whether the run computes under autocast. Then the weights beside LoRA, which do not train,
             stay in the checkpoint's dtype; without autocast one dtype holds for the whole model.
+        lookup_heads: heads of the decoder by layer, which `arguments.blend_path` gives whole.
 
     Returns:
         The model, a PEFT model if `arguments.lora` names a half, and the processor.
 
     Raises:
         ImportError: if LoRA is asked for without `peft`.
+        ValueError: if the model does not suit the arguments.
     """
     dtype = getattr(torch, arguments.trained_dtype)
     if dtype != torch.float32:
@@ -63,12 +67,21 @@ def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> t
         # Engines that divide the weights among processes want one dtype.
         divided = is_fsdp_enabled() or is_deepspeed_zero3_enabled()
         as_saved = bool(arguments.lora) and mixed_precision and not divided
-        model = C3ForConditionalGeneration.from_pretrained(
-            arguments.model_name_or_path, dtype="auto" if as_saved else dtype
-        )
+        loaded = {"dtype": "auto" if as_saved else dtype}
+        model = C3ForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **loaded)
         processor = C3Processor.from_pretrained(arguments.model_name_or_path)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
+    if lookup_heads is not None:
+        check_lookup(model.config, lookup_heads)
+    if arguments.blend_path is not None:
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "`blend_path` cannot be used under DeepSpeed ZeRO-3, which takes weights apart before they can be "
+                "blended. Blend first: a run of one step without DeepSpeed."
+            )
+        other = C3ForConditionalGeneration.from_pretrained(arguments.blend_path, **loaded)
+        blend_weights(model, other, arguments.blend_share, lookup_heads or {})
     freeze_parts(model, arguments.freeze, arguments.freeze_modules)
     if arguments.lora:
         model = add_lora(model, arguments)
@@ -289,33 +302,72 @@ def draw_lookup_heads(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> N
         ValueError: if the decoder's layers are not like Llama's, with `self_attn` and four projections.
     """
     half = body(model).language_model
+    for name, part in _head_parts(half, heads, "draw_lookup_heads"):
+        if name in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
+            nn.init.normal_(part, std=half.config.initializer_range)
+        else:
+            nn.init.zeros_(part)
+
+
+@torch.no_grad()
+def blend_weights(
+    model: C3ForConditionalGeneration,
+    other: C3ForConditionalGeneration,
+    share: float,
+    heads: Mapping[int, Sequence[int]],
+) -> None:
+    """Move the weights of a model, in place, by `share` (0 to 1) of the way to those of `other`.
+
+    What has been trained further in one direction has lost others, and between the two lie weights that have both in
+    part, from which training brings back both (weights in between: Wortsman et al. 2022, arXiv 2109.01903).
+
+    Args:
+        other: a model of the same layout, trained from this one.
+        heads: of the decoder by layer, which are taken from `other` as they are: those it was given anew for the
+            look-up have nothing in common with what they were.
+
+    Raises:
+        ValueError: if the two differ in layout, or have heads and a decoder that is not like Llama's.
+    """
+    # Not the state: what is tied has two names there.
+    mine, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    if {name: value.shape for name, value in mine.items()} != {name: value.shape for name, value in theirs.items()}:
+        raise ValueError(
+            "`blend_path` must be a checkpoint of the same layout as `model_name_or_path`, trained from it, and its "
+            "weights have other names or shapes. Give one that was, or leave `blend_path` out."
+        )
+    for name, value in mine.items():
+        value += share * (theirs[name] - value)
+    halves = [half.model.language_model for half in (model, other)]
+    for (_, part), (_, whole) in zip(*(_head_parts(half, heads, "blend_path") for half in halves)):
+        part.copy_(whole)
+
+
+def _head_parts(half: nn.Module, heads: Mapping[int, Sequence[int]], field: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """What belongs to `heads` alone, as views with the names of their parameters; `field` of the recipe wants it."""
+    num_heads = half.config.num_attention_heads
+    num_keys = getattr(half.config, "num_key_value_heads", num_heads)
+    size = num_heads // num_keys
     for number, chosen in heads.items():
         attention = getattr(half.layers[number], "self_attn", None) if hasattr(half, "layers") else None
         if not all(hasattr(attention, f"{name}_proj") for name in "qkvo"):
             raise ValueError(
-                f"`draw_lookup_heads` knows attention with layers q_proj, k_proj, v_proj and o_proj, and a decoder "
-                f"of the type {half.config.model_type!r} has none. Leave it out: the heads learn from what they are."
+                f"`{field}` knows heads in layers q_proj, k_proj, v_proj and o_proj, and a decoder of the type "
+                f"{half.config.model_type!r} has none. Leave it out: the heads learn from what they are."
             )
-        _draw_heads(attention, chosen, half.config)
-
-
-def _draw_heads(attention: nn.Module, heads: Sequence[int], half: PretrainedConfig) -> None:
-    """Draw the heads of one layer."""
-    num_keys = getattr(half, "num_key_value_heads", half.num_attention_heads)
-    size = half.num_attention_heads // num_keys
-    keys = [key for key in range(num_keys) if {*range(key * size, (key + 1) * size)} <= {*heads}]
-    for name, count, some in (
-        ("q_proj", half.num_attention_heads, heads),
-        ("k_proj", num_keys, keys),
-        ("v_proj", num_keys, keys),
-    ):
-        projection = getattr(attention, name)
-        for head in some:
-            nn.init.normal_(projection.weight.data.unflatten(0, (count, -1))[head], std=half.initializer_range)
-            if projection.bias is not None:
-                projection.bias.data.view(count, -1)[head] = 0.0
-    for head in heads:
-        attention.o_proj.weight.data.unflatten(1, (half.num_attention_heads, -1))[:, head] = 0.0
+        keys = [key for key in range(num_keys) if {*range(key * size, (key + 1) * size)} <= {*chosen}]
+        for name, count, some in (
+            ("q_proj", num_heads, chosen),
+            ("k_proj", num_keys, keys),
+            ("v_proj", num_keys, keys),
+        ):
+            projection = getattr(attention, name)
+            for head in some:
+                yield f"{name}.weight", projection.weight.data.unflatten(0, (count, -1))[head]
+                if projection.bias is not None:
+                    yield f"{name}.bias", projection.bias.data.view(count, -1)[head]
+        for head in chosen:
+            yield "o_proj.weight", attention.o_proj.weight.data.unflatten(1, (num_heads, -1))[:, head]
 
 
 def compile_layers(model: nn.Module) -> None:

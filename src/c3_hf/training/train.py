@@ -15,12 +15,12 @@ from ..data.collator import C3DataCollator
 from ..data.lengths import GrowthByAccuracy, LengthGroupedBatches, LengthSchedule
 from ..data.records import RecordSource, StreamingSource, TrainingFile, parse_files, parse_training_files
 from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
-from ..data.tasks import saved_prompts
+from ..data.tasks import ASKING_TASKS, saved_prompts
 from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .losses import LatentReadout
 from .measures import HeldOutFile, read_held_out
-from .model import body, cast_model, check_lookup, checkpoint_dtype, compile_layers, draw_lookup_heads, prepare_model
+from .model import body, cast_model, checkpoint_dtype, compile_layers, draw_lookup_heads, prepare_model
 from .trainer import C3Trainer
 
 
@@ -44,7 +44,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     source = StreamingSource(files, args.seed) if data_args.streaming else RecordSource(files)
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
-    model, processor = prepare_model(model_args, mixed_precision=args.bf16 or args.fp16)
+    model, processor = prepare_model(
+        model_args,
+        mixed_precision=args.bf16 or args.fp16,
+        lookup_heads=args.lookup_heads if args.lookup_weight > 0 else None,
+    )
     processor.prompts |= saved_prompts(data_args.tasks)
     readout = None
     if args.readout_weight > 0:
@@ -53,10 +57,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     if args.compile_layers:
         compile_layers(model)
     config = model.config
-    if args.lookup_weight > 0:
-        check_lookup(config, args.lookup_heads)
-        if args.draw_lookup_heads:
-            draw_lookup_heads(model, args.lookup_heads)
+    if args.draw_lookup_heads:
+        draw_lookup_heads(model, args.lookup_heads)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
@@ -98,6 +100,7 @@ def plan_lengths(
     data_args: DataArguments, args: C3TrainingArguments, num_latents: int | None = None
 ) -> tuple[LengthGroupedBatches, GrowthByAccuracy | None]:
     """Lengths and batch sizes of the whole run, and what lets them wait if the recipe asks for it."""
+    asking = sum(weight for task, weight in data_args.tasks.items() if task in ASKING_TASKS)
     schedule = LengthSchedule(
         min_tokens=data_args.min_context_tokens,
         ceiling=data_args.context_ceiling,
@@ -108,6 +111,8 @@ def plan_lengths(
         stride_ceiling=data_args.stride_ceiling,
         low_stride_share=data_args.low_stride_share,
         full_share=data_args.full_share,
+        asking_share=asking / (sum(data_args.tasks.values()) or 1),
+        asking_stride_ceiling=data_args.asking_stride_ceiling,
     )
     batches = LengthGroupedBatches(
         schedule,
