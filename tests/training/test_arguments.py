@@ -19,8 +19,8 @@ def test_every_recipe_parses(path, tmp_path):
     overrides = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     model_args, data_args, args = parse_recipe(path, overrides)
     # A model that is there already has its stride from its configuration.
-    strided = model_args.latent_stride is not None or data_args.stride_ceiling is not None
-    num_latents = model_args.num_latents if strided else None
+    strides = (model_args.latent_stride, data_args.stride_ceiling, data_args.asking_stride_ceiling)
+    num_latents = model_args.num_latents if any(value is not None for value in strides) else None
     batches, growth = plan_lengths(data_args, args, num_latents)
     assert len(batches) == args.max_steps * args.gradient_accumulation_steps
     assert (growth is None) == (data_args.growth_accuracy is None)
