@@ -79,7 +79,7 @@ def test_lengths_drawn_are_those_of_the_steps_drawn():
 
 @pytest.mark.parametrize("ceiling", [[], [(5, 10), (5, 20)], [(5, 10), (0, 20)], [(0, 3)]])
 def test_bad_ceilings(ceiling):
-    with pytest.raises(ValueError, match=r"`ceiling` must be \(step, tokens\) pairs"):
+    with pytest.raises(ValueError, match=r"`ceiling` must be \(step, number\) pairs"):
         LengthSchedule(4, ceiling)
 
 

@@ -225,7 +225,7 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
     recipe |= {
         "lookup_weight": 5.0,
         "lookup_heads": {0: [1, 2]},
-        "draw_lookup_heads": True,
+        "draw_lookup_heads": {0: [1, 2]},
         "logging_steps": 10,
         "learning_rate": 1e-2,
     }
@@ -250,7 +250,11 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
         ({"attn_implementation": "sdpa"}, "`lookup_weight` reads the weights .* which sdpa attention does not return"),
         ({"lookup_places": 2}, "`lookup_places` must lie between 1 and the number of `lookup_heads`, 1, got 2"),
         ({"lookup_places": 0}, "`lookup_places` must lie between 1 and the number of `lookup_heads`, 1, got 0"),
-        ({"lookup_weight": 0.0, "draw_lookup_heads": True}, "`draw_lookup_heads` is set and `lookup_weight` is 0"),
+        ({"lookup_weight": 0.0, "draw_lookup_heads": {0: [1]}}, "`draw_lookup_heads` is set and `lookup_weight` is 0"),
+        (
+            {"draw_lookup_heads": {0: [1, 2]}},
+            r"may name heads that `lookup_heads` names, \{0: \[1\]\}, got \{0: \[1, 2",
+        ),
         ({"lookup_weight": -1.0}, "`lookup_weight` must not be negative, got -1.0"),
         ({"readout_before": -1}, "`readout_before` must not be negative, got -1"),
     ],

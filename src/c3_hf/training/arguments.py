@@ -129,6 +129,10 @@ class DataArguments:
         "[step, tokens] pairs: the most tokens a latent stands for where a sample asks for a place of its text. Steps "
         "then ask as a whole or not at all; None: each sample draws its task.",
     )
+    asking_segments: list[Any] = option(
+        lambda: [[0, 1]],
+        "[step, contexts] pairs: the most contexts of a sample in these steps, of which one holds what is asked for.",
+    )
     growth_accuracy: float | None = option(
         None, "Where lengths or strides would rise they wait while training token accuracy is below this, 0 to 1."
     )
@@ -182,8 +186,8 @@ class C3TrainingArguments(TrainingArguments):
         dict,
         "Heads that look it up, by layer of the decoder, both from 0, such as {0: [2, 3], 1: [5]}; each its places.",
     )
-    draw_lookup_heads: bool = option(
-        False, "Draw these heads anew at the start, without biases: for a model whose heads look at distances."
+    draw_lookup_heads: dict[int, list[int]] = option(
+        dict, "Those of them drawn anew at the start, without biases: of a model whose heads look at distances, all."
     )
     lookup_places: int | None = option(
         None, "Places of a latent that these heads tell apart, several heads for each; None: as many as heads."
@@ -230,6 +234,11 @@ class C3TrainingArguments(TrainingArguments):
             raise ValueError(
                 "`draw_lookup_heads` is set and `lookup_weight` is 0: nothing would teach the new heads. Set "
                 "`lookup_weight`, or leave both out."
+            )
+        if any(set(heads) - set(self.lookup_heads.get(at, ())) for at, heads in self.draw_lookup_heads.items()):
+            raise ValueError(
+                f"`draw_lookup_heads` may name heads that `lookup_heads` names, {self.lookup_heads}, got "
+                f"{self.draw_lookup_heads}: nothing would teach the others. Name them in both, or leave them out."
             )
         if self.decoder_start > 0 and not self.readout_weight:
             raise ValueError(

@@ -57,8 +57,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     if args.compile_layers:
         compile_layers(model)
     config = model.config
-    if args.draw_lookup_heads:
-        draw_lookup_heads(model, args.lookup_heads)
+    draw_lookup_heads(model, args.draw_lookup_heads)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
@@ -113,6 +112,7 @@ def plan_lengths(
         full_share=data_args.full_share,
         asking_share=asking / (sum(data_args.tasks.values()) or 1),
         asking_stride_ceiling=data_args.asking_stride_ceiling,
+        asking_segments=data_args.asking_segments,
     )
     batches = LengthGroupedBatches(
         schedule,
