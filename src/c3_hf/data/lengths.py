@@ -61,9 +61,9 @@ class LengthSchedule:
         asking_share: share (0 to 1) of the steps whose samples all ask for a place of their text, if there is an
             `asking_stride_ceiling`; those of the others never do.
         asking_stride_ceiling: `(step, tokens)` pairs, interpolated likewise: the most tokens a latent stands for in
-            the steps that ask, which draw any number up to it, evenly. A place of a latent is found by words much
-            later than by its distance, so asking begins at low strides, and restoring at all of them goes on beside
-            it. `None` draws samples and strides of all steps alike.
+            the steps that ask. A place of a latent is found by words much later than by its distance, so asking
+            begins at low strides, and restoring at all of them goes on beside it. `None` draws samples and strides of
+            all steps alike.
         asking_segments: `(step, contexts)` pairs, interpolated likewise: the most contexts of a sample that asks. A
             step draws any number up to it, evenly.
 
@@ -185,16 +185,15 @@ class LengthSchedule:
         return -(-max(self.min_tokens, round(length)) // self.multiple) * self.multiple
 
     def stride_at(self, step: int) -> int:
-        """Tokens a latent stands for at `step`: the most, or in `low_stride_share` of steps evenly from 1 to that; in
-        steps that ask evenly up to their own ceiling.
+        """Tokens a latent stands for at `step`: the most, or in `low_stride_share` of steps evenly from 1 to that.
 
         Raises:
             TypeError: without `num_latents`.
         """
         most = self.stride_ceiling_at(step)
+        if self.asking_stride_ceiling is not None and self.asks_at(step):
+            most = int(_interpolate(self.asking_stride_ceiling, self.curve_step(step)))
         rng = np.random.default_rng([self.seed, 1, step])
-        if self.asks_at(step):
-            return int(rng.integers(1, int(_interpolate(self.asking_stride_ceiling, self.curve_step(step))) + 1))
         lower = rng.random() >= 1 - _interpolate(self.low_stride_share, self.curve_step(step))
         return int(rng.integers(1, most + 1)) if lower else most
 
