@@ -189,6 +189,9 @@ class C3TrainingArguments(TrainingArguments):
     draw_lookup_heads: dict[int, list[int]] = option(
         dict, "Those of them drawn anew at the start, without biases: of a model whose heads look at distances, all."
     )
+    lookup_heads_alone: bool = option(
+        False, "Train `lookup_heads` and nothing else, so that what the model knows stays; needs weight_decay 0."
+    )
     lookup_places: int | None = option(
         None, "Places of a latent that these heads tell apart, several heads for each; None: as many as heads."
     )
@@ -234,6 +237,12 @@ class C3TrainingArguments(TrainingArguments):
             raise ValueError(
                 "`draw_lookup_heads` is set and `lookup_weight` is 0: nothing would teach the new heads. Set "
                 "`lookup_weight`, or leave both out."
+            )
+        if self.lookup_heads_alone and (self.weight_decay or self.readout_weight or not self.lookup_weight):
+            raise ValueError(
+                "`lookup_heads_alone` needs `lookup_weight`, and `weight_decay` and `readout_weight` of 0, which are "
+                f"for the weights that shall stay, got {self.lookup_weight}, {self.weight_decay} and "
+                f"{self.readout_weight}."
             )
         if any(set(heads) - set(self.lookup_heads.get(at, ())) for at, heads in self.draw_lookup_heads.items()):
             raise ValueError(

@@ -302,7 +302,8 @@ def draw_lookup_heads(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> N
         ValueError: if the decoder's layers are not like Llama's, with `self_attn` and four projections.
     """
     half = body(model).language_model
-    for name, part in _head_parts(half, heads, "draw_lookup_heads"):
+    for name, parameter, where in _head_parts(half, heads, "draw_lookup_heads"):
+        part = parameter.data.narrow(*where)
         if name in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
             nn.init.normal_(part, std=half.config.initializer_range)
         else:
@@ -339,12 +340,38 @@ def blend_weights(
     for name, value in mine.items():
         value += share * (theirs[name] - value)
     halves = [half.model.language_model for half in (model, other)]
-    for (_, part), (_, whole) in zip(*(_head_parts(half, heads, "blend_path") for half in halves)):
-        part.copy_(whole)
+    for (_, own, where), (_, whole, _) in zip(*(_head_parts(half, heads, "blend_path") for half in halves)):
+        own.narrow(*where).copy_(whole.narrow(*where))
 
 
-def _head_parts(half: nn.Module, heads: Mapping[int, Sequence[int]], field: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """What belongs to `heads` alone, as views with the names of their parameters; `field` of the recipe wants it."""
+def train_heads_alone(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
+    """Let the heads of the look-up train, numbered by layer of the decoder, and nothing else.
+
+    A parameter holds many heads, so that the gradients of the others are set to zero; weight decay must be off, and
+    no parameter may be divided among processes.
+
+    Raises:
+        ValueError: if the decoder's layers are not like Llama's, or the run divides parameters.
+    """
+    if is_fsdp_enabled() or is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "`lookup_heads_alone` needs whole parameters, and FSDP and DeepSpeed ZeRO-3 divide them. Train in one "
+            "process or under DDP."
+        )
+    masks: dict[nn.Parameter, torch.Tensor] = {}
+    for _, parameter, where in _head_parts(body(model).language_model, heads, "lookup_heads_alone"):
+        masks.setdefault(parameter, torch.zeros_like(parameter)).narrow(*where).fill_(1)
+    model.requires_grad_(False)
+    for parameter, mask in masks.items():
+        parameter.requires_grad_(True)
+        parameter.register_hook(lambda grad, mask=mask: grad * mask.to(grad))
+
+
+def _head_parts(
+    half: nn.Module, heads: Mapping[int, Sequence[int]], field: str
+) -> Iterator[tuple[str, nn.Parameter, tuple[int, int, int]]]:
+    """What belongs to `heads` alone: names, parameters, and where in these, as dimension, start and length; `field` of
+    the recipe wants it."""
     num_heads = half.config.num_attention_heads
     num_keys = getattr(half.config, "num_key_value_heads", num_heads)
     size = num_heads // num_keys
@@ -356,18 +383,14 @@ def _head_parts(half: nn.Module, heads: Mapping[int, Sequence[int]], field: str)
                 f"{half.config.model_type!r} has none. Leave it out: the heads learn from what they are."
             )
         keys = [key for key in range(num_keys) if {*range(key * size, (key + 1) * size)} <= {*chosen}]
-        for name, count, some in (
-            ("q_proj", num_heads, chosen),
-            ("k_proj", num_keys, keys),
-            ("v_proj", num_keys, keys),
-        ):
+        for name, some in (("q_proj", chosen), ("k_proj", keys), ("v_proj", keys), ("o_proj", chosen)):
+            dim, count = int(name == "o_proj"), num_heads if name in ("q_proj", "o_proj") else num_keys
             projection = getattr(attention, name)
+            width = projection.weight.shape[dim] // count
             for head in some:
-                yield f"{name}.weight", projection.weight.data.unflatten(0, (count, -1))[head]
-                if projection.bias is not None:
-                    yield f"{name}.bias", projection.bias.data.view(count, -1)[head]
-        for head in chosen:
-            yield "o_proj.weight", attention.o_proj.weight.data.unflatten(1, (num_heads, -1))[:, head]
+                yield f"{name}.weight", projection.weight, (dim, head * width, width)
+                if projection.bias is not None and not dim:
+                    yield f"{name}.bias", projection.bias, (0, head * width, width)
 
 
 def compile_layers(model: nn.Module) -> None:

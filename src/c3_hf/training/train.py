@@ -20,7 +20,15 @@ from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
 from .losses import LatentReadout
 from .measures import HeldOutFile, read_held_out
-from .model import body, cast_model, checkpoint_dtype, compile_layers, draw_lookup_heads, prepare_model
+from .model import (
+    body,
+    cast_model,
+    checkpoint_dtype,
+    compile_layers,
+    draw_lookup_heads,
+    prepare_model,
+    train_heads_alone,
+)
 from .trainer import C3Trainer
 
 
@@ -58,6 +66,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         compile_layers(model)
     config = model.config
     draw_lookup_heads(model, args.draw_lookup_heads)
+    if args.lookup_heads_alone:
+        train_heads_alone(model, args.lookup_heads)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
