@@ -29,7 +29,9 @@ PARTS = (
     ("c3_tiny.yaml", "log.jsonl", "from random weights, restoring"),
     ("c3_tiny_full_blocks.yaml", "log_full_blocks.jsonl", "blocks filled to the last token, and other scripts"),
     ("c3_tiny_lookup.yaml", "log_lookup.jsonl", "finding a place by its words, at one and two tokens a latent"),
-    ("c3_tiny_asking.yaml", "log_asking.jsonl", "from between the last two, both at every ratio"),
+    ("c3_tiny_asking.yaml", "log_asking.jsonl", "from between the last two, restoring at every ratio and finding"),
+    ("c3_tiny_places.yaml", "log_places.jsonl", "finding at up to four tokens a latent, its heads alone"),
+    ("c3_tiny_last.yaml", "log_last.jsonl", "all weights at a low rate"),
 )
 CARD = """---
 library_name: transformers
@@ -87,7 +89,7 @@ Every text measured has a line in `benchmarks/results/c3-tiny/items.jsonl` of th
 
 Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
-are trained by the project's own trainer, in four parts, the first on {machine}, the others on {second_machine}:
+are trained by the project's own trainer, in six parts, the first on {machine}, the others on {second_machine}:
 
 {parts}
 

@@ -139,7 +139,7 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "the first on one GPU, the others on one core:" in card
     assert "1. `examples/recipes/c3_tiny.yaml`: from random weights, restoring, 3 minutes (`log.jsonl`)\n2. " in card
-    assert "both at every ratio, 5 minutes (`log_asking.jsonl`)" in card
+    assert "6. `examples/recipes/c3_tiny_last.yaml`: all weights at a low rate, 5 minutes (`log_last.jsonl`)" in card
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
     assert "second training" not in card
