@@ -67,7 +67,7 @@ class ExampleMaker:
         self.reader = as_reader(tokenizer)
         self.schedule = schedule
         self.seed = seed
-        self._tasks = {None: _check_mixture("tasks", tasks, TASKS)}
+        self._tasks: dict[bool | None, dict[str, float]] = {None: _check_mixture("tasks", tasks, TASKS)}
         if schedule.asking_stride_ceiling is not None:
             for asks in (True, False):
                 some = {task: weight for task, weight in tasks.items() if weight and (task in ASKING_TASKS) is asks}
