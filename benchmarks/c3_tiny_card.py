@@ -15,24 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import c3_hf
-from c3_hf.data.tasks import FIND_PROMPT, QUESTION_TASKS
+from c3_hf.data.tasks import FIND_PROMPT
 from c3_hf.files import write_json
 
-from .finding import GIVEN_WORDS, NUM_SEGMENTS, WANTED_WORDS
+from .finding import GIVEN_TOKENS, NUM_TOKENS
 from .record import ROOT
 
 
 RESULTS = ROOT / "benchmarks" / "results" / "c3-tiny"
 SECOND = RESULTS.with_name("c3-tiny-seed-1")
-# The trainings of the weights in the box: recipe, log in `RESULTS`, what they teach.
-PARTS = (
-    ("c3_tiny.yaml", "log.jsonl", "from random weights, restoring"),
-    ("c3_tiny_full_blocks.yaml", "log_full_blocks.jsonl", "blocks filled to the last token, and other scripts"),
-    ("c3_tiny_lookup.yaml", "log_lookup.jsonl", "finding a place by its words, at one and two tokens a latent"),
-    ("c3_tiny_asking.yaml", "log_asking.jsonl", "from between the last two, restoring at every ratio and finding"),
-    ("c3_tiny_places.yaml", "log_places.jsonl", "finding at up to four tokens a latent, its heads alone"),
-    ("c3_tiny_last.yaml", "log_last.jsonl", "all weights at a low rate"),
-)
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -89,11 +80,12 @@ Every text measured has a line in `benchmarks/results/c3-tiny/items.jsonl` of th
 
 Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
-are trained by the project's own trainer, in six parts, the first on {machine}, the others on {second_machine}:
+are trained by the project's own trainer: from random weights for {minutes:.1f} minutes on {machine}
+(`examples/recipes/c3_tiny.yaml`), then, with blocks that are filled to the last token and with other scripts, for
+{more_minutes:.0f} minutes on {second_machine} (`examples/recipes/c3_tiny_full_blocks.yaml`).
 
-{parts}
-
-The logs of these runs are in `benchmarks/results/c3-tiny`, and the hashes of the training files, `data.json`.
+The logs of both runs are `log.jsonl` and `log_full_blocks.jsonl` in `benchmarks/results/c3-tiny`, the hashes of the
+training files `data.json` there.
 
 Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
 4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
@@ -105,7 +97,7 @@ texts that cannot be guessed.
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
 - Not a language model: it knows nothing of the world, and prompts other than {prompts} get no
   sensible reply.
-- Not for every script. It was trained on English, Chinese and, from its second part on, random words of a dozen other
+- Not for every script. It was trained on English, Chinese and, in its second part, random words of a dozen other
   scripts; on running text of another language it is not measured.
 - Not lossless. Now and then a token is wrong, and a wrong word looks like a right one, the more often the higher the
   ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. The tokenizer
@@ -114,32 +106,26 @@ texts that cannot be guessed.
 FOUND = """
 ## What it finds
 
-A question to c3-tiny is the beginning of what stands in the text, and the reply is to go on as the text does:
+A question to c3-tiny is the beginning of a sentence, and the reply is to go on as the text does. It was trained on
+such questions beside restoring and has hardly learnt them:
 
 ```python
 messages = [
     {{"role": "user", "content": [{{"type": "context", "text": text}}, {{"type": "text", "text": "{find_prompt}"}}]}},
-    {{"role": "assistant", "content": "the ship that lay"}},
+    {{"role": "assistant", "content": "The access code of the depot at Bergen is"}},
 ]
 inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
 ```
 
-{given} words (Chinese characters) of a held-out text that stand nowhere else in it are given, from any place of it;
-the text is one block, or one of {segments} that are asked at once. It was trained to find places at up to four tokens
-a latent. Places of which the next word is right, with 95 % intervals:
-
-{next_word}
-
-And the next {wanted} words all, freely generated:
-
-{next_words}
-
-It goes by the word it stands at, hardly by those before: after a word that stands in the text twice it is as likely to
-go on at the other place. So it hardly answers questions about generated facts ("The access code of the depot at Bergen
-is 482913.", crates on a ferry, the keeper of a lighthouse), hidden in held-out fiction, one asked for; right is the
-rest of the sentence to the letter:
+Generated facts ("The access code of the depot at Bergen is 482913.", crates on a ferry, the keeper of a lighthouse),
+hidden in {question_tokens} tokens of held-out fiction, one asked for; right is the rest of the sentence to the letter.
+In brackets 95 % intervals. It was trained on questions about one context only:
 
 {questions}
+
+Sentences of held-out text, of which the first {given} tokens are given, from one block of {question_tokens} tokens:
+
+{sentences}
 """
 
 
@@ -166,14 +152,12 @@ def with_interval(name: str) -> Callable[[dict], str]:
     return show
 
 
-def questions_table(rows: list[dict]) -> str:
-    """Markdown table of the right answers by the number of facts and the length of the passage around them, from one
-    context and from several."""
-    lines = ["| facts | tokens around them | in one context | in two to four contexts |", "|---|---|---|---|"]
-    one, several = ([row for row in rows if row["task"] == task] for task in QUESTION_TASKS)
+def questions_table(one: list[dict], several: list[dict]) -> str:
+    """Markdown table of the right answers by the number of facts in the text, from one context and from several."""
+    lines = ["| facts in the text | in one context | in two to four contexts |", "|---|---|---|"]
     for row, other in zip(one, several):
         shares = [share_right(cell["accuracy"], cell["interval"], cell["questions"]) for cell in (row, other)]
-        lines.append(f"| {row['facts']} | {row['passage_tokens']} | {' | '.join(shares)} |")
+        lines.append(f"| {row['facts']} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
@@ -183,17 +167,13 @@ def share_right(share: float, interval: tuple[float, float], number: int) -> str
     return f"{share:.0%} [{100 * low:.0f}, {100 * high:.0f}] (N={number})"
 
 
-def places_table(rows: list[dict], name: str) -> str:
-    """Markdown table of the places gone on from: kinds and number of contexts down, ratios across."""
-    ratios = sorted({row["ratio"] for row in rows})
-    lines = [
-        "| text | contexts | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |",
-        "|---" * (len(ratios) + 2) + "|",
-    ]
-    for kind, segments in dict.fromkeys((row["kind"], row["segments"]) for row in rows):
-        cells = [row for row in rows if (row["kind"], row["segments"]) == (kind, segments)]
-        shown = [share_right(row[name], row[f"{name}_interval"], row["places"]) for row in cells]
-        lines.append(f"| {kind} | {segments} | {' | '.join(shown)} |")
+def sentences_table(rows: list[dict]) -> str:
+    """Markdown table of the sentences that came back."""
+    following = f"next_{GIVEN_TOKENS}_tokens"
+    lines = [f"| text | whole rest to the letter | the next {GIVEN_TOKENS} tokens |", "|---|---|---|"]
+    for row in rows:
+        share = share_right(row["exact"], row["exact_interval"], row["sentences"])
+        lines.append(f"| {row['kind']} | {share} | {row[following]:.0%} |")
     return "\n".join(lines)
 
 
@@ -222,10 +202,8 @@ def write_card(folder: Path, machine: str, second_machine: str) -> None:
         found=what_it_finds(summary) if "answering" in summary else "",
         family=config.text_config.model_type.capitalize(),
         words=config.text_config.vocab_size,
-        parts="\n".join(
-            f"{number}. `examples/recipes/{recipe}`: {words}, {training_minutes(log):.0f} minutes (`{log}`)"
-            for number, (recipe, log, words) in enumerate(PARTS, 1)
-        ),
+        minutes=training_minutes("log.jsonl"),
+        more_minutes=training_minutes("log_full_blocks.jsonl"),
         second_machine=second_machine,
         machine=machine,
         encoder_layers=config.encoder_config.num_hidden_layers,
@@ -245,23 +223,21 @@ def second_training() -> str:
         return ""
     rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
     return (
-        "\nCharacter precision of a second training, its first two parts with other seeds and no more of them. Its "
-        "weights are not shipped, its record is "
+        "\nCharacter precision of a second training, both parts with other seeds; where it is lower, at 16x above "
+        "all, some blocks have words behind their end. Its weights are not shipped, its record is "
         f"`benchmarks/results/{SECOND.name}`.\n\n"
         f"{results_table(rows, with_interval('char_precision'))}\n"
     )
 
 
 def what_it_finds(summary: dict) -> str:
-    """The section of a model that was trained to find places of its text."""
+    """The section of a model that was trained to find sentences."""
     return FOUND.format(
         find_prompt=FIND_PROMPT,
-        given=GIVEN_WORDS,
-        wanted=WANTED_WORDS,
-        segments=NUM_SEGMENTS,
-        next_word=places_table(summary["going_on"], "next_word"),
-        next_words=places_table(summary["going_on"], "next_words"),
-        questions=questions_table(summary["answering"]),
+        question_tokens=NUM_TOKENS,
+        questions=questions_table(summary["answering"], summary["answering_over_segments"]),
+        given=GIVEN_TOKENS,
+        sentences=sentences_table(summary["going_on"]),
     )
 
 
@@ -333,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the training files")
     parser.add_argument("--machine", required=True, help="what it was trained on, such as 'one H100'")
-    parser.add_argument("--second-machine", required=True, help="what the other parts ran on, 'one core of a CPU'")
+    parser.add_argument("--second-machine", required=True, help="what the second part ran on, 'one core of a CPU'")
     arguments = parser.parse_args()
     folder = Path(c3_hf.tiny_model_path())
     write_card(folder, arguments.machine, arguments.second_machine)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 import c3_hf
 from c3_hf.data.samples import cut_to_tokens
-from c3_hf.data.tasks import QUESTION_TASKS, Draw, random_tokens
+from c3_hf.data.tasks import Draw, random_tokens
 from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.evaluation.metrics.tokens import accuracy_by_position, token_accuracy
 from c3_hf.evaluation.plots import beside, draw_tenths
@@ -33,7 +32,7 @@ from c3_hf.evaluation.records import bootstrap_interval
 from c3_hf.files import write_json
 from c3_hf.pipeline import C3Pipeline
 
-from .finding import NUM_SEGMENTS, PASSAGE_TOKENS, PLACE_RATIOS, measure_going_on, measure_questions
+from .finding import measure_questions, measure_sentences
 from .latents_setup import restore_blocks
 from .record import environment
 
@@ -211,21 +210,13 @@ def main() -> None:
 
 
 def finding(pipe: C3Pipeline, data_dir: Path, num_questions: int) -> dict[str, Any]:
-    """What a model that was trained to find places of its text finds: by words, and by questions about facts."""
+    """What a model that was trained to find sentences finds; shuffled words have none."""
     asked = pipe.model, pipe.processor
-    cells = list(itertools.product(KINDS[:4], (1, NUM_SEGMENTS), PLACE_RATIOS))
     texts = texts_of(data_dir, KINDS[0])
     return {
-        "going_on": [
-            {"kind": kind[0], **measure_going_on(*asked, texts_of(data_dir, kind), ratio, segments)}
-            for kind, segments, ratio in tqdm(cells, unit="cell", disable=None)
-        ],
-        "answering": [
-            row
-            for task in QUESTION_TASKS
-            for passage_tokens in PASSAGE_TOKENS
-            for row in measure_questions(*asked, texts, num_questions, task, passage_tokens)
-        ],
+        "answering": measure_questions(*asked, texts, num_questions),
+        "answering_over_segments": measure_questions(*asked, texts, num_questions, "answer_segments"),
+        "going_on": [{"kind": kind[0], **measure_sentences(*asked, texts_of(data_dir, kind))} for kind in KINDS[:3]],
     }
 
 

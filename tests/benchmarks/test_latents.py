@@ -5,16 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks.finding import proportion_interval
 from benchmarks.latents_setup import restore_blocks
 from benchmarks.restoring_by_ratio import KINDS, RANDOM, held_out_items, pieces_of
 
 from benchmarks import (
     c3_tiny_card,
-    finding,
     latents_exact,
     latents_fidelity,
     latents_kill,
@@ -129,31 +128,35 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     # One token a byte here, so that characters a latent are the ratio.
     assert summary["restoring"][0]["characters_a_latent"] == 4
 
-    for _, log, _ in c3_tiny_card.PARTS:
-        seconds = [90.0, 120.0, 60.0] if log == "log.jsonl" else [300.0]
-        (tmp_path / "measured" / log).write_text("".join(f'{{"seconds": {value}}}\n' for value in seconds))
+    (tmp_path / "measured" / "log.jsonl").write_text('{"seconds": 90.0}\n{"seconds": 120.0}\n{"seconds": 60.0}\n')
+    (tmp_path / "measured" / "log_full_blocks.jsonl").write_text('{"seconds": 300.0}\n')
     monkeypatch.setattr(c3_tiny_card, "RESULTS", tmp_path / "measured")
     monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "none")
     folder = Path(model_path)
     c3_tiny_card.write_card(folder, "one GPU", "one core")
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "the first on one GPU, the others on one core:" in card
-    assert "1. `examples/recipes/c3_tiny.yaml`: from random weights, restoring, 3 minutes (`log.jsonl`)\n2. " in card
-    assert "6. `examples/recipes/c3_tiny_last.yaml`: all weights at a low rate, 5 minutes (`log_last.jsonl`)" in card
+    assert "for 3.0 minutes on one GPU" in card
+    assert "for\n5 minutes on one core" in card
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
     assert "second training" not in card
     assert "What it finds" not in card
     assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
     monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
-    assert "a second training, its first two parts with other seeds" in c3_tiny_card.second_training()
+    assert "a second training, both parts with other seeds" in c3_tiny_card.second_training()
 
 
 def test_shares_of_right_answers_have_wilsons_interval():
     # The ends of prop.test(..., correct = FALSE) in R.
-    assert finding.proportion_interval(1, 10) == (0.0179, 0.4042)
-    assert finding.proportion_interval(0, 10) == (0.0, 0.2775)
-    assert finding.proportion_interval(10, 10) == (0.7225, 1.0)
+    assert proportion_interval(1, 10) == (0.0179, 0.4042)
+    assert proportion_interval(0, 10) == (0.0, 0.2775)
+    assert proportion_interval(10, 10) == (0.7225, 1.0)
+
+
+def test_questions_over_segments_have_their_own_column():
+    rows = [{"facts": 1, "questions": 10, "accuracy": 0.1, "interval": [0.0179, 0.4042]}]
+    table = c3_tiny_card.questions_table(rows, [{**rows[0], "accuracy": 0.0, "interval": [0.0, 0.2775]}])
+    assert table.splitlines()[-1] == "| 1 | 10% [2, 40] (N=10) | 0% [0, 28] (N=10) |"
 
 
 def test_fidelity_fits_one_half_of_the_texts_and_saves_what_it_fitted(data, model_path, tmp_path, monkeypatch):
@@ -212,62 +215,3 @@ def test_compressing_is_measured_in_a_process_of_its_own(data, model_path, tmp_p
     status, rows = measured(latents_scaling, data, model_path, tmp_path, *arguments)
     assert status == 0
     assert "time_exponent" in rows[1]
-
-
-def test_places_are_found_if_the_reply_goes_on_as_the_text_does(pipe, monkeypatch):
-    # One token a byte: 3 latents and 30 tokens each hold some 15 words.
-    texts = [" ".join(f"{letter}{number}" for number in range(40)) for letter in "abcd"]
-    model = SimpleNamespace(config=SimpleNamespace(num_latents=3))
-    monkeypatch.setattr(finding, "NUM_PLACES", 7)
-    asked = []
-
-    def going_on(change):
-        def go_on(model, processor, example, given):
-            contexts = [part["text"] for part in example.messages[0]["content"] if part["type"] == "context"]
-            asked.append((contexts, given))
-            (text,) = [context for context in contexts if given in context]
-            return change(text[text.index(given) + len(given) :])
-
-        monkeypatch.setattr(finding, "go_on", go_on)
-
-    going_on(lambda rest: rest)
-    row = finding.measure_going_on(model, pipe.processor, texts, 30)
-    assert (row["ratio"], row["segments"], row["places"]) == (30, 1, 7)
-    assert row["next_word"] == row["next_words"] == 1
-    assert row["next_word_interval"] == finding.proportion_interval(7, 7)
-    for contexts, given in asked:
-        assert len(contexts) == 1
-        assert contexts[0].count(given) == 1
-        assert len(given.split()) == finding.GIVEN_WORDS
-        assert len(pipe.processor.tokenize_context(contexts[0])) <= 90
-
-    # The third word that follows is wrong; then a first one that only begins as the right one does.
-    going_on(lambda rest: " ".join(word if at != 3 else "no" for at, word in enumerate(rest.split(" "))))
-    row = finding.measure_going_on(model, pipe.processor, texts, 30)
-    assert (row["next_word"], row["next_words"]) == (1, 0)
-    going_on(lambda rest: rest.replace(" ", "x", 2).replace("x", " ", 1))
-    assert finding.measure_going_on(model, pipe.processor, texts, 30)["next_word"] == 0
-
-    asked.clear()
-    going_on(lambda rest: rest)
-    row = finding.measure_going_on(model, pipe.processor, texts, 30, 3)
-    assert row["segments"] == 3
-    assert {len(contexts) for contexts, _ in asked} == {3}
-
-
-def test_what_it_finds_is_in_the_card():
-    place = {"places": 100, "next_word_interval": [0.8, 0.9], "next_words_interval": [0.1, 0.2], "kind": "novel"}
-    rows = [
-        {**place, "ratio": ratio, "segments": segments, "next_word": 0.85 / ratio, "next_words": 0.15}
-        for segments in (1, 3)
-        for ratio in (1, 2)
-    ]
-    question = {"facts": 2, "passage_tokens": 60, "questions": 50, "interval": [0.0, 0.07]}
-    questions = [
-        {**question, "task": task, "accuracy": share} for task, share in (("answer", 0.02), ("answer_segments", 0.04))
-    ]
-    found = c3_tiny_card.what_it_finds({"going_on": rows, "answering": questions})
-    assert "| text | contexts | 1x | 2x |" in found
-    assert "| novel | 1 | 85% [80, 90] (N=100) | 42% [80, 90] (N=100) |" in found
-    assert "| novel | 3 | 15% [10, 20] (N=100) | 15% [10, 20] (N=100) |" in found
-    assert "| 2 | 60 | 2% [0, 7] (N=50) | 4% [0, 7] (N=50) |" in found

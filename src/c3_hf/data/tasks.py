@@ -88,18 +88,13 @@ def find(rng: np.random.Generator, text: str) -> TrainingExample:
 def pieces(rng: np.random.Generator, text: str) -> TrainingExample:
     """The text in pieces of two to `_PIECE_WORDS` words (Chinese characters), in random order: each token but the
     first of a piece is found by those in front of it alone, and all of the text is asked for once."""
-    places = word_starts(text)
+    places = [0, *(match.start() for match in _WORD_START.finditer(text) if match.start())]
     cuts, at = [], 0
     while at < len(places):
         cuts.append(places[at])
         at += int(rng.integers(2, _PIECE_WORDS + 1))
     found = [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
     return _example([text], FIND_PROMPT, "".join(found[number] for number in rng.permutation(len(found))))
-
-
-def word_starts(text: str) -> list[int]:
-    """Where words begin, each with the blank in front of it, and Chinese characters; the first is 0."""
-    return [0, *(match.start() for match in _WORD_START.finditer(text) if match.start())]
 
 
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
