@@ -155,6 +155,11 @@ class DataArguments:
         for name in ("token_noise", "long_share", "full_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        if self.asking_stride_ceiling is None and max((most for _, most in self.asking_segments), default=1) > 1:
+            raise ValueError(
+                f"`asking_segments` is {self.asking_segments}, but no step asks as a whole: set "
+                "`asking_stride_ceiling`, or leave it out and use the task answer_segments."
+            )
         if self.streaming and self.batch_tokens is not None:
             raise ValueError(
                 f"`batch_tokens` is {self.batch_tokens}, but with `streaming` batches have a fixed size. Leave "
