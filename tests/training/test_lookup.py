@@ -225,9 +225,8 @@ def test_heads_train_alone(write_recipe, recipe, monkeypatch):
     changed = {}
     for name, value in model.named_parameters():
         dim = int("o_proj" in name)
-        moved = (
-            (value.detach() != before[name]).flatten(1).any(dim=1 - dim) if value.dim() > 1 else value != before[name]
-        )
+        differs = value.detach() != before[name]
+        moved = differs.any(dim=1 - dim) if differs.dim() == 2 else differs
         if moved.any():
             changed[name] = {int(at) // size for at in moved.nonzero()}
     # Heads 2 and 3 share a key; 1 shares its own with 0, which stays.
@@ -236,6 +235,15 @@ def test_heads_train_alone(write_recipe, recipe, monkeypatch):
     assert {name.removeprefix(prefix).split(".")[0] for name in changed} == set(heads)
     for name, found in changed.items():
         assert found == heads[name.removeprefix(prefix).split(".")[0]], name
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_heads_do_not_train_alone_beside_lora(write_recipe, recipe):
+    pytest.importorskip("peft")
+    recipe |= {"latent_stride": 4, "attn_implementation": "eager", "lookup_weight": 1.0, "lookup_heads": {0: [1]}}
+    arguments = parse_recipe(write_recipe({**recipe, "lookup_heads_alone": True, "lora": ["encoder"]}))
+    with pytest.raises(ValueError, match=r"`lookup_heads_alone` trains weights of the model itself, and .* `lora` do"):
+        train(*arguments)
 
 
 @pytest.mark.parametrize("name", ["is_fsdp_enabled", "is_deepspeed_zero3_enabled"])

@@ -195,7 +195,8 @@ class C3TrainingArguments(TrainingArguments):
         dict, "Those of them drawn anew at the start, without biases: of a model whose heads look at distances, all."
     )
     lookup_heads_alone: bool = option(
-        False, "Train `lookup_heads` and nothing else, so that what the model knows stays; needs weight_decay 0."
+        False,
+        "Train `lookup_heads` and nothing else, so that the model nearly keeps what it knows; needs weight_decay 0.",
     )
     lookup_places: int | None = option(
         None, "Places of a latent that these heads tell apart, several heads for each; None: as many as heads."

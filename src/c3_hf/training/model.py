@@ -351,8 +351,13 @@ def train_heads_alone(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> N
     no parameter may be divided among processes.
 
     Raises:
-        ValueError: if the decoder's layers are not like Llama's, or the run divides parameters.
+        ValueError: if the decoder's layers are not like Llama's, or the run divides parameters or has LoRA.
     """
+    if not isinstance(model, C3ForConditionalGeneration):
+        raise ValueError(
+            "`lookup_heads_alone` trains weights of the model itself, and the checkpoints of a run with `lora` do not "
+            "hold these. Leave one of the two out."
+        )
     if is_fsdp_enabled() or is_deepspeed_zero3_enabled():
         raise ValueError(
             "`lookup_heads_alone` needs whole parameters, and FSDP and DeepSpeed ZeRO-3 divide them. Train in one "
