@@ -57,7 +57,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         mixed_precision=args.bf16 or args.fp16,
         lookup_heads=args.lookup_heads if args.lookup_weight > 0 else None,
     )
-    processor.prompts |= saved_prompts(data_args.tasks)
     readout = None
     if args.readout_weight > 0:
         readout = LatentReadout(body(model), args.readout_candidates, args.readout_before)
@@ -68,6 +67,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     draw_lookup_heads(model, args.draw_lookup_heads)
     if args.lookup_heads_alone:
         train_heads_alone(model, args.lookup_heads)
+    processor.prompts |= saved_prompts(data_args.tasks)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
