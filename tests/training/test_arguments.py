@@ -74,8 +74,3 @@ def test_bad_files(write_recipe, tmp_path):
         parse_recipe(write_recipe({}), ["--seed"])
     with pytest.raises(ValueError, match="must come as `--name value` pairs"):
         parse_recipe(write_recipe({}), ["seed", "1"])
-
-
-def test_several_contexts_are_for_steps_that_ask(write_recipe, recipe):
-    with pytest.raises(ValueError, match=r"`asking_segments` is \[\[0, 2\]\], but no step asks as a whole"):
-        parse_recipe(write_recipe({**recipe, "asking_segments": [[0, 2]]}))

@@ -13,7 +13,7 @@ from torch.nn import functional
 import factories
 from c3_hf.training.arguments import ModelArguments, parse_recipe
 from c3_hf.training.losses import LatentReadout, lookup_loss
-from c3_hf.training.model import blend_weights, draw_lookup_heads, prepare_model, train_heads_alone
+from c3_hf.training.model import blend_weights, draw_lookup_heads, prepare_model
 from c3_hf.training.train import train
 
 
@@ -212,47 +212,6 @@ def test_weights_of_another_layout_are_not_blended(monkeypatch, model_path):
         prepare_model(ModelArguments(model_name_or_path=model_path, blend_path=model_path))
 
 
-def test_heads_train_alone(write_recipe, recipe, monkeypatch):
-    recipe |= {"latent_stride": 16, "attn_implementation": "eager", "max_steps": 3, "save_strategy": "no"}
-    recipe |= {"tasks": {"pieces": 0.5, "restore": 0.5}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
-    recipe |= {"lookup_weight": 1.0, "lookup_heads": {1: [1, 2, 3]}, "lookup_heads_alone": True}
-    arguments = parse_recipe(write_recipe(recipe))
-    prepared = prepare_model(arguments[0])
-    before = {name: value.detach().clone() for name, value in prepared[0].named_parameters()}
-    monkeypatch.setattr("c3_hf.training.train.prepare_model", lambda *args, **options: prepared)
-    model = train(*arguments).model
-    size = model.config.text_config.head_dim
-    changed = {}
-    for name, value in model.named_parameters():
-        dim = int("o_proj" in name)
-        differs = value.detach() != before[name]
-        moved = differs.any(dim=1 - dim) if differs.dim() == 2 else differs
-        if moved.any():
-            changed[name] = {int(at) // size for at in moved.nonzero()}
-    # Heads 2 and 3 share a key; 1 shares its own with 0, which stays.
-    heads = {"q_proj": {1, 2, 3}, "k_proj": {1}, "v_proj": {1}, "o_proj": {1, 2, 3}}
-    prefix = "model.language_model.layers.1.self_attn."
-    assert {name.removeprefix(prefix).split(".")[0] for name in changed} == set(heads)
-    for name, found in changed.items():
-        assert found == heads[name.removeprefix(prefix).split(".")[0]], name
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_heads_do_not_train_alone_beside_lora(write_recipe, recipe):
-    pytest.importorskip("peft")
-    recipe |= {"latent_stride": 4, "attn_implementation": "eager", "lookup_weight": 1.0, "lookup_heads": {0: [1]}}
-    arguments = parse_recipe(write_recipe({**recipe, "lookup_heads_alone": True, "lora": ["encoder"]}))
-    with pytest.raises(ValueError, match=r"`lookup_heads_alone` trains weights of the model itself, and .* `lora` do"):
-        train(*arguments)
-
-
-@pytest.mark.parametrize("name", ["is_fsdp_enabled", "is_deepspeed_zero3_enabled"])
-def test_heads_do_not_train_alone_where_parameters_are_divided(monkeypatch, name):
-    monkeypatch.setattr(f"c3_hf.training.model.{name}", lambda: True)
-    with pytest.raises(ValueError, match="`lookup_heads_alone` needs whole parameters, and FSDP and DeepSpeed ZeRO-3"):
-        train_heads_alone(factories.make_model(latent_stride=3), {0: [1]})
-
-
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "options",
@@ -296,8 +255,6 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
             {"draw_lookup_heads": {0: [1, 2]}},
             r"may name heads that `lookup_heads` names, \{0: \[1\]\}, got \{0: \[1, 2",
         ),
-        ({"lookup_heads_alone": True, "weight_decay": 0.1}, r"`lookup_heads_alone` needs .*, got 1.0, 0.1 and 0.0"),
-        ({"lookup_heads_alone": True, "readout_weight": 0.5}, r"`lookup_heads_alone` needs .*, got 1.0, 0.0 and 0.5"),
         ({"lookup_weight": -1.0}, "`lookup_weight` must not be negative, got -1.0"),
         ({"readout_before": -1}, "`readout_before` must not be negative, got -1"),
     ],

@@ -156,33 +156,11 @@ def test_steps_that_ask_stay_below_their_own_ceiling():
     assert [schedule.rises_at(step) for step in (50, 100, 299, 300)] == [False, True, True, False]
     batches = list(LengthGroupedBatches(schedule, 20, 1, batch_size=3))
     assert [[key.asks for key in batch] for batch in batches] == [[asking] * 3 for asking in asks[:20]]
-    assert {schedule.segments_at(step) for step in range(1000)} == {1}
     # The other steps are those of a run that does not tell them apart, which leaves the task to each sample.
     alike = LengthSchedule(8, [(0, 640)], **options)
     others = [(alike.stride_at(step), alike.length_at(step)) for step in range(1000) if not asks[step]]
     assert others == [(strides[step], schedule.length_at(step)) for step in range(1000) if not asks[step]]
     assert alike.asks_at(0) is None
-
-
-def test_steps_that_ask_may_have_several_contexts():
-    schedule = LengthSchedule(
-        8,
-        [(0, 96)],
-        num_latents=32,
-        asking_share=0.5,
-        asking_stride_ceiling=[(0, 3)],
-        asking_segments=[(0, 1), (100, 1), (101, 3)],
-    )
-    segments = [schedule.segments_at(step) for step in range(1000)]
-    asks = [schedule.asks_at(step) for step in range(1000)]
-    assert {number for number, asking in zip(segments, asks) if not asking} == set(segments[:101]) == {1}
-    later = [number for number, asking in zip(segments[101:], asks[101:]) if asking]
-    assert min(later.count(number) for number in (1, 2, 3)) > 100
-    batches = LengthGroupedBatches(schedule, 300, 1, batch_size=1, batch_tokens=1024)
-    # Another 48 tokens a sample go for its prompt.
-    for step, batch in enumerate(batches):
-        assert {key.segments for key in batch} == {segments[step]}
-        assert len(batch) == 1024 // (segments[step] * batch[0].length + 48)
 
 
 def test_a_share_of_the_lengths_fills_the_block():
@@ -232,7 +210,6 @@ def test_until_its_start_the_decoder_stays_as_it_was(write_recipe, recipe, optio
             {"asking_stride_ceiling": [(0, 0)], "num_latents": 4},
             r"`asking_stride_ceiling` must be .* numbers of at least 1",
         ),
-        ({"asking_segments": [(0, 0)], "num_latents": 4}, r"`asking_segments` must be .* numbers of at least 1, got"),
         ({"stride_ceiling": [(5, 2), (5, 3)], "num_latents": 4}, r"`stride_ceiling` must be .* rising steps"),
     ],
 )

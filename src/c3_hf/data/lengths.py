@@ -25,15 +25,13 @@ _OVERHEAD_TOKENS = 48
 
 class SampleKey(NamedTuple):
     """Address of one sample: its number in the whole run, the length in tokens its batch is padded to, the step, the
-    least tokens a latent stands for, whether it asks for a place of its text (`None`: its own draw decides), and how
-    many contexts there are, of which one holds it."""
+    least tokens a latent stands for, and whether it asks for a place of its text (`None`: its own draw decides)."""
 
     index: int  # type: ignore[assignment]
     length: int
     step: int = 0
     stride: int = 1
     asks: bool | None = None
-    segments: int = 1
 
 
 class LengthSchedule:
@@ -64,8 +62,6 @@ class LengthSchedule:
             the steps that ask. A place of a latent is found by words much later than by its distance, so asking
             begins at low strides, and restoring at all of them goes on beside it. `None` draws samples and strides of
             all steps alike.
-        asking_segments: `(step, contexts)` pairs, interpolated likewise: the most contexts of a sample that asks. A
-            step draws any number up to it, evenly.
 
     Raises:
         ValueError: for a curve that is empty, out of order or below its least value, a share above 1, a non-positive
@@ -85,10 +81,9 @@ class LengthSchedule:
         full_share: float = 0.0,
         asking_share: float = 0.0,
         asking_stride_ceiling: Sequence[tuple[int, int]] | None = None,
-        asking_segments: Sequence[tuple[int, int]] = ((0, 1),),
     ) -> None:
         strides = {"stride_ceiling": stride_ceiling, "asking_stride_ceiling": asking_stride_ceiling}
-        for name, pairs in {"ceiling": ceiling, "asking_segments": asking_segments, **strides}.items():
+        for name, pairs in {"ceiling": ceiling, **strides}.items():
             least = min_tokens if name == "ceiling" else 1
             if pairs is None:
                 continue
@@ -124,7 +119,6 @@ class LengthSchedule:
         self.full_share = full_share
         self.asking_share = asking_share
         self.asking_stride_ceiling = asking_stride_ceiling
-        self.asking_segments = asking_segments
         self.waits: list[tuple[int, int]] = []
 
     def curve_step(self, step: int) -> int:
@@ -202,13 +196,6 @@ class LengthSchedule:
         if self.asking_stride_ceiling is None:
             return None
         return bool(np.random.default_rng([self.seed, 2, step]).random() < self.asking_share)
-
-    def segments_at(self, step: int) -> int:
-        """Contexts of the samples of `step`: 1, or, if they ask, evenly up to the most."""
-        if not self.asks_at(step):
-            return 1
-        most = int(_interpolate(self.asking_segments, self.curve_step(step)))
-        return int(np.random.default_rng([self.seed, 3, step]).integers(1, most + 1))
 
     def draw(self, rng: np.random.Generator, padded_length: int) -> int:
         """Length of one sample inside a batch padded to `padded_length`, in tokens."""
@@ -322,19 +309,18 @@ class LengthGroupedBatches(Sampler):
     def __len__(self) -> int:
         return self.num_steps * self.micro_batches_per_step
 
-    def size_for(self, length: int, segments: int = 1) -> int:
-        """Samples of a micro-batch whose contexts, so many each, are padded to `length` tokens."""
+    def size_for(self, length: int) -> int:
+        """Samples of a micro-batch whose contexts are padded to `length` tokens."""
         if self._batch_tokens is None:
             return self._batch_size
-        return min(max(self._batch_tokens // (segments * length + _OVERHEAD_TOKENS), 1), self._max_batch_size)
+        return min(max(self._batch_tokens // (length + _OVERHEAD_TOKENS), 1), self._max_batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         index = 0
         for step in range(self.num_steps):
             length = self.schedule.length_at(step)
             stride = 1 if self.schedule.num_latents is None else self.schedule.stride_at(step)
-            asks, segments = self.schedule.asks_at(step), self.schedule.segments_at(step)
-            size = self.size_for(length, segments)
+            asks, size = self.schedule.asks_at(step), self.size_for(length)
             for _ in range(self.micro_batches_per_step):
-                yield [SampleKey(index + offset, length, step, stride, asks, segments) for offset in range(size)]
+                yield [SampleKey(index + offset, length, step, stride, asks) for offset in range(size)]
                 index += size

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .records import RecordSource, StreamingSource, TrainingExample
-from .tasks import ANY_TEXT_TASKS, ASKING_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw, among
+from .tasks import ANY_TEXT_TASKS, ASKING_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
 
 
 # Characters from which a passage is cut, per token wanted: a little more than a token of a small vocabulary holds on
@@ -95,11 +95,7 @@ class ExampleMaker:
         passage = self._of_kind(rng, passage, kind, num_tokens)
         if task in QUESTION_TASKS:
             passage = cut_to_tokens(self.reader, passage, max(1, num_tokens - FACT_TOKENS))
-        example = TASKS[task](rng, passage)
-        if key.segments == 1:
-            return Sample(example, key)
-        windows = [self._window(rng, record, num_tokens) for _ in range(key.segments - 1)]
-        return Sample(among(rng, example, [self._of_kind(rng, text, kind, num_tokens) for text in windows]), key)
+        return Sample(TASKS[task](rng, passage), key)
 
     def _of_kind(self, rng: np.random.Generator, passage: str, kind: str, num_tokens: int) -> str:
         """Text of a kind, made from a passage."""

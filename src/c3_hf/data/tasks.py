@@ -112,16 +112,6 @@ def answer_segments(rng: np.random.Generator, text: str) -> TrainingExample:
     return _example(contexts, FIND_PROMPT, reply)
 
 
-def among(rng: np.random.Generator, example: TrainingExample, others: Sequence[str]) -> TrainingExample:
-    """The example with other texts as contexts before and behind its own; of them nothing is asked."""
-    at = int(rng.integers(len(others) + 1))
-    user, assistant = example.messages
-    *contexts, prompt = user["content"]
-    front, behind = ([{"type": "context", "text": text} for text in some] for some in (others[:at], others[at:]))
-    user = {**user, "content": [*front, *contexts, *behind, prompt]}
-    return TrainingExample((user, assistant), example.loss)
-
-
 def _with_facts(rng: np.random.Generator, text: str) -> tuple[list[str], str]:
     """The sentences of a text with facts between them, and the fact asked for."""
     facts = [f"{question} {value}." for question, value in retrieval_questions(rng)]

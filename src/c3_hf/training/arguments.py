@@ -129,10 +129,6 @@ class DataArguments:
         "[step, tokens] pairs: the most tokens a latent stands for where a sample asks for a place of its text. Steps "
         "then ask as a whole or not at all; None: each sample draws its task.",
     )
-    asking_segments: list[Any] = option(
-        lambda: [[0, 1]],
-        "[step, contexts] pairs: the most contexts of a sample in these steps, of which one holds what is asked for.",
-    )
     growth_accuracy: float | None = option(
         None, "Where lengths or strides would rise they wait while training token accuracy is below this, 0 to 1."
     )
@@ -155,11 +151,6 @@ class DataArguments:
         for name in ("token_noise", "long_share", "full_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
-        if self.asking_stride_ceiling is None and max((most for _, most in self.asking_segments), default=1) > 1:
-            raise ValueError(
-                f"`asking_segments` is {self.asking_segments}, but no step asks as a whole: set "
-                "`asking_stride_ceiling`, or leave it out and use the task answer_segments."
-            )
         if self.streaming and self.batch_tokens is not None:
             raise ValueError(
                 f"`batch_tokens` is {self.batch_tokens}, but with `streaming` batches have a fixed size. Leave "
@@ -193,10 +184,6 @@ class C3TrainingArguments(TrainingArguments):
     )
     draw_lookup_heads: dict[int, list[int]] = option(
         dict, "Those of them drawn anew at the start, without biases: of a model whose heads look at distances, all."
-    )
-    lookup_heads_alone: bool = option(
-        False,
-        "Train `lookup_heads` and nothing else, so that the model nearly keeps what it knows; needs weight_decay 0.",
     )
     lookup_places: int | None = option(
         None, "Places of a latent that these heads tell apart, several heads for each; None: as many as heads."
@@ -243,12 +230,6 @@ class C3TrainingArguments(TrainingArguments):
             raise ValueError(
                 "`draw_lookup_heads` is set and `lookup_weight` is 0: nothing would teach the new heads. Set "
                 "`lookup_weight`, or leave both out."
-            )
-        if self.lookup_heads_alone and (self.weight_decay or self.readout_weight or not self.lookup_weight):
-            raise ValueError(
-                "`lookup_heads_alone` needs `lookup_weight`, and `weight_decay` and `readout_weight` of 0, which are "
-                f"for the weights that shall stay, got {self.lookup_weight}, {self.weight_decay} and "
-                f"{self.readout_weight}."
             )
         if any(set(heads) - set(self.lookup_heads.get(at, ())) for at, heads in self.draw_lookup_heads.items()):
             raise ValueError(

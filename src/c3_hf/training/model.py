@@ -344,34 +344,6 @@ def blend_weights(
         own.narrow(*where).copy_(whole.narrow(*where))
 
 
-def train_heads_alone(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
-    """Let the heads of the look-up train, numbered by layer of the decoder, and nothing else.
-
-    A parameter holds many heads, so that the gradients of the others are set to zero; weight decay must be off, and
-    no parameter may be divided among processes.
-
-    Raises:
-        ValueError: if the decoder's layers are not like Llama's, or the run divides parameters or has LoRA.
-    """
-    if not isinstance(model, C3ForConditionalGeneration):
-        raise ValueError(
-            "`lookup_heads_alone` trains weights of the model itself, and the checkpoints of a run with `lora` do not "
-            "hold these. Leave one of the two out."
-        )
-    if is_fsdp_enabled() or is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "`lookup_heads_alone` needs whole parameters, and FSDP and DeepSpeed ZeRO-3 divide them. Train in one "
-            "process or under DDP."
-        )
-    masks: dict[nn.Parameter, torch.Tensor] = {}
-    for _, parameter, where in _head_parts(body(model).language_model, heads, "lookup_heads_alone"):
-        masks.setdefault(parameter, torch.zeros_like(parameter)).narrow(*where).fill_(1)
-    model.requires_grad_(False)
-    for parameter, mask in masks.items():
-        parameter.requires_grad_(True)
-        parameter.register_hook(lambda grad, mask=mask: grad * mask.to(grad))
-
-
 def _head_parts(
     half: nn.Module, heads: Mapping[int, Sequence[int]], field: str
 ) -> Iterator[tuple[str, nn.Parameter, tuple[int, int, int]]]:

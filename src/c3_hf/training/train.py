@@ -27,7 +27,6 @@ from .model import (
     compile_layers,
     draw_lookup_heads,
     prepare_model,
-    train_heads_alone,
 )
 from .trainer import C3Trainer
 
@@ -65,8 +64,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         compile_layers(model)
     config = model.config
     draw_lookup_heads(model, args.draw_lookup_heads)
-    if args.lookup_heads_alone:
-        train_heads_alone(model, args.lookup_heads)
     processor.prompts |= saved_prompts(data_args.tasks)
     strided_latents = None if config.latent_stride is None else config.num_latents
     batches, growth = plan_lengths(data_args, args, strided_latents)
@@ -122,7 +119,6 @@ def plan_lengths(
         full_share=data_args.full_share,
         asking_share=asking / (sum(data_args.tasks.values()) or 1),
         asking_stride_ceiling=data_args.asking_stride_ceiling,
-        asking_segments=data_args.asking_segments,
     )
     batches = LengthGroupedBatches(
         schedule,
