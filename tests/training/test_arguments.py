@@ -38,6 +38,14 @@ def test_overrides(write_recipe, recipe):
     assert args.bf16 is True
 
 
+def test_words_that_yaml_takes_for_something_else(write_recipe, recipe):
+    path = Path(write_recipe(recipe))
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\nsave_strategy: no\n")
+    *_, args = parse_recipe(path, ["--eval_strategy", "no", "--weight_decay", "1e-3", "--bf16", "no"])
+    assert (args.save_strategy, args.eval_strategy, args.weight_decay, args.bf16) == ("no", "no", 1e-3, False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

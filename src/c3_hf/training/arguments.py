@@ -271,11 +271,12 @@ def parse_recipe(
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ValueError(f"`recipe` {str(recipe)!r} has unknown fields: {unknown}. See docs/training.md for the list.")
-    # YAML 1.1 reads "1e-3" as a string.
-    values = {
-        name: float(value) if isinstance(value, str) and isinstance(fields[name].default, float) else value
-        for name, value in values.items()
-    }
+    for name, value in values.items():
+        # YAML 1.1 reads `1e-3` as a string, and the `no` of `save_strategy: no` as false.
+        if isinstance(value, str) and isinstance(fields[name].default, float):
+            values[name] = float(value)
+        elif value is False and name.endswith("_strategy"):
+            values[name] = "no"
     return HfArgumentParser(classes).parse_dict(values)
 
 
