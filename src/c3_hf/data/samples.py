@@ -92,16 +92,12 @@ class ExampleMaker:
         passage = self._window(rng, record, num_tokens)
         task = _choose(rng, self._tasks[key.asks])
         kind = _choose(rng, self._text_kinds) if task in ANY_TEXT_TASKS else "plain"
-        passage = self._of_kind(rng, passage, kind, num_tokens)
+        if kind != "plain":
+            draw = Draw(rng, passage, num_tokens, self.reader)
+            passage = cut_to_tokens(self.reader, TEXT_KINDS[kind](draw), num_tokens)
         if task in QUESTION_TASKS:
             passage = cut_to_tokens(self.reader, passage, max(1, num_tokens - FACT_TOKENS))
         return Sample(TASKS[task](rng, passage), key)
-
-    def _of_kind(self, rng: np.random.Generator, passage: str, kind: str, num_tokens: int) -> str:
-        """Text of a kind, made from a passage."""
-        if kind == "plain":
-            return passage
-        return cut_to_tokens(self.reader, TEXT_KINDS[kind](Draw(rng, passage, num_tokens, self.reader)), num_tokens)
 
     def _window(self, rng: np.random.Generator, text: str, num_tokens: int) -> str:
         """A stretch of `text` that begins after a blank, if one is near, and holds about `num_tokens` tokens."""
