@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -154,6 +155,21 @@ def test_scripts_are_words_of_one_script_or_of_many(processor):
     # Of one script whose letters all begin alike, such as "CYRILLIC SMALL LETTER A"; of several otherwise.
     assert 5 < sum(len(names) <= 2 for names in seen) < 30
     assert {"CYRILLIC", "ARABIC", "THAI", "HANGUL", "CJK"} < set().union(*seen)
+
+
+def test_a_few_tokens_stand_at_many_places(processor):
+    different, often = [], []
+    for seed in range(60):
+        text = TEXT_KINDS["few_tokens"](Draw(np.random.default_rng(seed), TEXT, 300, processor.tokenizer))
+        assert "\ufffd" not in text
+        ids = processor.tokenize_context(text)[:300]
+        assert len(ids) == 300
+        different.append(len(set(ids)))
+        often.append(sum(count for _, count in Counter(ids).most_common(64)) / 300)
+    # Of nothing but a few, and of a few between others.
+    assert min(different) <= 4
+    assert max(different) > 64
+    assert min(often) > 0.3
 
 
 def test_a_model_says_what_its_tasks_trained_it_to_be_asked():

@@ -232,6 +232,21 @@ def random_tokens(draw: Draw) -> str:
     return tokenizer.decode(draw.rng.integers(0, first_special, draw.num_tokens + 8)).replace("\ufffd", "")
 
 
+def few_tokens(draw: Draw) -> str:
+    """Tokens drawn evenly from the vocabulary, of which 1 to 64 make up three tenths of the text to all of it.
+
+    What a token that a latent holds several times adds to the reading of the latent's other places does not cancel
+    out, as it nearly does between tokens that all differ.
+    """
+    tokenizer = as_reader(draw.tokenizer).tokenizer
+    # Twice as many as are wanted: some are no whole characters and left out, and others join when they are read again.
+    ids = draw.rng.integers(0, min(tokenizer.added_tokens_decoder), 2 * draw.num_tokens + 256)
+    words = np.array([word for word in map(tokenizer.decode, ids) if "\ufffd" not in word], dtype=object)
+    few = words[: int(2 ** draw.rng.uniform(0, 6))]
+    share = min(1.0, draw.rng.uniform(0.3, 1.7))
+    return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(few, len(words)), words))
+
+
 def digits(draw: Draw) -> str:
     """Random digits, in groups of 1 to 12 with a separator, or without any."""
     separator = str(draw.rng.choice(["", " ", ", ", "\n", "-", "."]))
@@ -347,6 +362,7 @@ TEXT_KINDS: Mapping[str, Callable[[Draw], str]] = MappingProxyType(
         "shuffled_words": shuffled_words,
         "shuffled_tokens": shuffled_tokens,
         "random_tokens": random_tokens,
+        "few_tokens": few_tokens,
         "digits": digits,
         "hexadecimal": hexadecimal,
         "base64": base64_text,
