@@ -241,7 +241,8 @@ def few_tokens(draw: Draw) -> str:
     tokenizer = as_reader(draw.tokenizer).tokenizer
     # Twice as many as are wanted: some are no whole characters and left out, and others join when they are read again.
     ids = draw.rng.integers(0, min(tokenizer.added_tokens_decoder), 2 * draw.num_tokens + 256)
-    words = np.array([word for word in map(tokenizer.decode, ids) if "\ufffd" not in word], dtype=object)
+    decoded = tokenizer.batch_decode(ids[:, None])
+    words = np.array([word for word in decoded if "\ufffd" not in word], dtype=object)
     few = words[: int(2 ** draw.rng.uniform(0, 6))]
     share = min(1.0, draw.rng.uniform(0.3, 1.7))
     return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(few, len(words)), words))
