@@ -172,6 +172,17 @@ def test_a_few_tokens_stand_at_many_places(processor):
     assert min(often) > 0.3
 
 
+def test_code_has_names_of_its_own_in_each_text(processor):
+    in_texts = Counter()
+    for seed in range(80):
+        text = TEXT_KINDS["code_like"](Draw(np.random.default_rng(seed), "", 300, processor.tokenizer))
+        in_texts.update(set(re.findall(r"[^\W\d_]{2,}", text)))
+    # The words of statements alone return; a word of the vocabulary stands in few texts.
+    often = {word for word, count in in_texts.items() if count > 12}
+    assert {"def", "range", "return", "int"} <= often <= {"def", "define", "for", "if", "in", "int", "range", "return"}
+    assert len(in_texts) > 500
+
+
 def test_a_model_says_what_its_tasks_trained_it_to_be_asked():
     assert saved_prompts({"restore": 1.0, "find": 0.0}) == {}
     for task in ("find", "answer", "answer_segments"):

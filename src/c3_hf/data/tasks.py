@@ -163,10 +163,6 @@ TASKS: Mapping[str, Callable[[np.random.Generator, str], TrainingExample]] = Map
 )
 
 
-_IDENTIFIERS = (
-    "data index value result count total name path line text key item node left right size width first last start end "
-    "offset buffer token self other args config state error message parent child cache batch order user row column"
-).split()
 # First and last code points: most of these letters and signs are several tokens of a small vocabulary, which has bytes
 # for them that other text hardly shows.
 _SCRIPTS = (
@@ -185,7 +181,6 @@ _SCRIPTS = (
     (0xFF01, 0xFFFD),  # full and half width
     (0x1F300, 0x1FAFF),  # emoji
 )
-_VERBS = "get set load save read write find make update check parse build add remove open close merge split".split()
 
 
 @dataclass(frozen=True)
@@ -238,11 +233,8 @@ def few_tokens(draw: Draw) -> str:
     What a token that a latent holds several times adds to the reading of the latent's other places does not cancel
     out, as it nearly does between tokens that all differ.
     """
-    tokenizer = as_reader(draw.tokenizer).tokenizer
-    # Twice as many as are wanted: some are no whole characters and left out, and others join when they are read again.
-    ids = draw.rng.integers(0, min(tokenizer.added_tokens_decoder), 2 * draw.num_tokens + 256)
-    decoded = tokenizer.batch_decode(ids[:, None])
-    words = np.array([word for word in decoded if "\ufffd" not in word], dtype=object)
+    # Twice as many as are wanted: some are left out, and others join when they are read again.
+    words = np.array(_vocabulary_words(draw, 2 * draw.num_tokens + 256), dtype=object)
     few = words[: int(2 ** draw.rng.uniform(0, 6))]
     share = min(1.0, draw.rng.uniform(0.3, 1.7))
     return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(few, len(words)), words))
@@ -295,10 +287,21 @@ def scripts(draw: Draw) -> str:
 
 
 def code_like(draw: Draw) -> str:
-    """Indented statements over random identifiers and numbers, in the look of Python, C or JSON."""
-    lines, length, style = [], 0, int(draw.rng.integers(3))
-    while length < 4 * draw.num_tokens:
-        lines.append(_statement(draw.rng, style))
+    """Indented statements, comments and entries in the look of Python, C or JSON, or lines that share one random form.
+
+    Names and the words of comments come from all of the vocabulary, other ones in each text: names that return from
+    text to text become what a model expects of code, and it reads them where others stand.
+    """
+    drawn = [word.strip() for word in _vocabulary_words(draw, 256)]
+    words = np.array([word for word in drawn if word.isalnum()] or list(string.ascii_lowercase), dtype=object)
+    names = np.array([_name(draw.rng, words) for _ in range(int(draw.rng.integers(6, 64)))], dtype=object)
+    style = int(draw.rng.integers(4))
+    form = _record_form(draw.rng, names)
+    lines, length = [], 0
+    while length < 3 * draw.num_tokens:
+        lines.append(
+            _record(draw.rng, form, names, words) if style == 3 else _statement(draw.rng, style, names, words)
+        )
         length += len(lines[-1])
     return "\n".join(lines)
 
@@ -306,7 +309,7 @@ def code_like(draw: Draw) -> str:
 def table_like(draw: Draw) -> str:
     """Rows of words and numbers, separated by commas, tabs or bars."""
     separator = str(draw.rng.choice([",", "\t", " | "]))
-    words = [word for word in re.findall(r"\w+", draw.passage) if len(word) < 16] or list(_IDENTIFIERS)
+    words = [word for word in re.findall(r"\w+", draw.passage) if len(word) < 16] or list(string.ascii_lowercase)
     columns, rows, length = int(draw.rng.integers(2, 6)), [], 0
     while length < 4 * draw.num_tokens:
         numbers = [
@@ -318,28 +321,74 @@ def table_like(draw: Draw) -> str:
     return "\n".join(rows)
 
 
-def _statement(rng: np.random.Generator, style: int) -> str:
-    first, second, third = (str(word) for word in rng.choice(_IDENTIFIERS, 3))
-    verb, number, indent = str(rng.choice(_VERBS)), int(rng.integers(10 ** int(rng.integers(1, 5)))), "    "
-    indent *= int(rng.integers(4))
+def _vocabulary_words(draw: Draw, count: int) -> list[str]:
+    """`count` tokens drawn evenly from the vocabulary, without those that are no whole characters."""
+    tokenizer = as_reader(draw.tokenizer).tokenizer
+    ids = draw.rng.integers(0, min(tokenizer.added_tokens_decoder), count)
+    return [word for word in tokenizer.batch_decode(ids[:, None]) if "\ufffd" not in word]
+
+
+def _name(rng: np.random.Generator, words: np.ndarray) -> str:
+    parts = rng.choice(words, int(rng.integers(1, 4)))
+    style = int(rng.integers(4))
+    if style == 0:
+        return "".join([parts[0], *(part.capitalize() for part in parts[1:])])
+    name = "_".join(parts)
+    return name.upper() if style == 1 else name
+
+
+def _phrase(rng: np.random.Generator, words: np.ndarray) -> str:
+    return " ".join(rng.choice(words, int(rng.integers(2, 9))))
+
+
+def _record_form(rng: np.random.Generator, names: np.ndarray) -> list[str | None]:
+    """What stays the same from record to record, and None where something else stands in each."""
+    signs = list(string.punctuation + "    ")
+    form: list[str | None] = []
+    for _ in range(int(rng.integers(2, 8))):
+        word = str(rng.choice(names)) if rng.random() < 0.5 else "".join(rng.choice(signs, int(rng.integers(1, 4))))
+        form += [word, None]
+    return form
+
+
+def _record(rng: np.random.Generator, form: Sequence[str | None], names: np.ndarray, words: np.ndarray) -> str:
+    def filling() -> str:
+        kind = int(rng.integers(4))
+        if kind == 0:
+            return str(rng.choice(names))
+        return _phrase(rng, words) if kind == 1 else _number(rng)
+
+    return "".join(filling() if part is None else part for part in form)
+
+
+def _number(rng: np.random.Generator) -> str:
+    return str(int(rng.integers(10 ** int(rng.integers(1, 7)))))
+
+
+def _statement(rng: np.random.Generator, style: int, names: np.ndarray, words: np.ndarray) -> str:
+    first, second, third = (str(name) for name in rng.choice(names, 3))
+    number, indent = _number(rng), "    " * int(rng.integers(4))
     forms = (
         (
-            f"{first} = {second}.{verb}_{third}({number})",
+            f"{first} = {second}.{third}({number})",
             f"if {first} < {number}:",
             f"for {first} in range({number}):",
             f"return {first}[{second}] + {number}",
-            f"def {verb}_{first}({second}, {third}={number}):",
+            f"def {first}({second}, {third}={number}):",
+            f"# {_phrase(rng, words)}",
+            "",
         ),
         (
-            f"int {first} = {verb}_{second}({third}, {number});",
+            f"int {first} = {second}({third}, {number});",
             f"if ({first}->{second} != {number}) {{",
             "}",
             f"{first}[{number}] = {second} + {third};",
-            f"/* {verb} the {first} of the {second} */",
+            f"/* {_phrase(rng, words)} */",
+            f"#define {first} {number}",
         ),
         (
-            f'"{first}_{second}": {number},',
-            f'"{first}": "{verb} {third}",',
+            f'"{first}": {number},',
+            f'"{first}": "{_phrase(rng, words)}",',
             f'"{first}": {{',
             "},",
             f'["{first}", {number}],',
