@@ -14,6 +14,7 @@ import string
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -221,10 +222,9 @@ def shuffled_tokens(draw: Draw) -> str:
 
 
 def random_tokens(draw: Draw) -> str:
-    """Tokens drawn evenly from the vocabulary without its special tokens (which have the highest ids)."""
-    tokenizer = as_reader(draw.tokenizer).tokenizer
-    first_special = min(tokenizer.added_tokens_decoder)
-    return tokenizer.decode(draw.rng.integers(0, first_special, draw.num_tokens + 8)).replace("\ufffd", "")
+    """Tokens drawn evenly from the vocabulary."""
+    ids = _vocabulary_ids(draw, draw.num_tokens + 8)
+    return as_reader(draw.tokenizer).tokenizer.decode(ids).replace("\ufffd", "")
 
 
 def few_tokens(draw: Draw) -> str:
@@ -296,12 +296,10 @@ def code_like(draw: Draw) -> str:
     words = np.array([word for word in drawn if word.isalnum()] or list(string.ascii_lowercase), dtype=object)
     names = np.array([_name(draw.rng, words) for _ in range(int(draw.rng.integers(6, 64)))], dtype=object)
     style = int(draw.rng.integers(4))
-    form = _record_form(draw.rng, names)
+    line = partial(_statement, style) if style < 3 else partial(_record, _record_form(draw.rng, names))
     lines, length = [], 0
     while length < 3 * draw.num_tokens:
-        lines.append(
-            _record(draw.rng, form, names, words) if style == 3 else _statement(draw.rng, style, names, words)
-        )
+        lines.append(line(draw.rng, names, words))
         length += len(lines[-1])
     return "\n".join(lines)
 
@@ -321,11 +319,15 @@ def table_like(draw: Draw) -> str:
     return "\n".join(rows)
 
 
+def _vocabulary_ids(draw: Draw, count: int) -> np.ndarray:
+    """`count` ids drawn evenly from the vocabulary without its special tokens, which have the highest ids."""
+    return draw.rng.integers(0, min(as_reader(draw.tokenizer).tokenizer.added_tokens_decoder), count)
+
+
 def _vocabulary_words(draw: Draw, count: int) -> list[str]:
     """`count` tokens drawn evenly from the vocabulary, without those that are no whole characters."""
-    tokenizer = as_reader(draw.tokenizer).tokenizer
-    ids = draw.rng.integers(0, min(tokenizer.added_tokens_decoder), count)
-    return [word for word in tokenizer.batch_decode(ids[:, None]) if "\ufffd" not in word]
+    decoded = as_reader(draw.tokenizer).tokenizer.batch_decode(_vocabulary_ids(draw, count)[:, None])
+    return [word for word in decoded if "\ufffd" not in word]
 
 
 def _name(rng: np.random.Generator, words: np.ndarray) -> str:
@@ -351,7 +353,7 @@ def _record_form(rng: np.random.Generator, names: np.ndarray) -> list[str | None
     return form
 
 
-def _record(rng: np.random.Generator, form: Sequence[str | None], names: np.ndarray, words: np.ndarray) -> str:
+def _record(form: Sequence[str | None], rng: np.random.Generator, names: np.ndarray, words: np.ndarray) -> str:
     def filling() -> str:
         kind = int(rng.integers(4))
         if kind == 0:
@@ -365,9 +367,9 @@ def _number(rng: np.random.Generator) -> str:
     return str(int(rng.integers(10 ** int(rng.integers(1, 7)))))
 
 
-def _statement(rng: np.random.Generator, style: int, names: np.ndarray, words: np.ndarray) -> str:
+def _statement(style: int, rng: np.random.Generator, names: np.ndarray, words: np.ndarray) -> str:
     first, second, third = (str(name) for name in rng.choice(names, 3))
-    number, indent = _number(rng), "    " * int(rng.integers(4))
+    number, phrase, indent = _number(rng), _phrase(rng, words), "    " * int(rng.integers(4))
     forms = (
         (
             f"{first} = {second}.{third}({number})",
@@ -375,7 +377,7 @@ def _statement(rng: np.random.Generator, style: int, names: np.ndarray, words: n
             f"for {first} in range({number}):",
             f"return {first}[{second}] + {number}",
             f"def {first}({second}, {third}={number}):",
-            f"# {_phrase(rng, words)}",
+            f"# {phrase}",
             "",
         ),
         (
@@ -383,12 +385,12 @@ def _statement(rng: np.random.Generator, style: int, names: np.ndarray, words: n
             f"if ({first}->{second} != {number}) {{",
             "}",
             f"{first}[{number}] = {second} + {third};",
-            f"/* {_phrase(rng, words)} */",
+            f"/* {phrase} */",
             f"#define {first} {number}",
         ),
         (
             f'"{first}": {number},',
-            f'"{first}": "{_phrase(rng, words)}",',
+            f'"{first}": "{phrase}",',
             f'"{first}": {{',
             "},",
             f'["{first}", {number}],',
