@@ -83,9 +83,9 @@ def test_two_processes_train_as_one(config, write_recipe, recipe, tmp_path):
 
 
 def test_two_processes_read_out_and_look_up_as_one(config, write_recipe, recipe, tmp_path):
-    recipe |= {"latent_stride": 16, "attn_implementation": "eager", "readout_weight": 1.0, "readout_before": 1}
+    recipe |= {"num_latents": 16, "latent_stride": 4, "attn_implementation": "eager", "readout_weight": 1.0}
     recipe |= {"tasks": {"pieces": 1.0}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
-    recipe |= {"lookup_weight": 1.0, "lookup_heads": {0: [0, 2]}, "max_steps": 1, "save_strategy": "no"}
+    recipe |= {"lookup_weight": 1.0, "lookup_heads": {1: [0, 1, 2, 3]}, "max_steps": 1, "save_strategy": "no"}
     accuracies = []
     for name, size in (("one", "4"), ("two", "2")):
         # The losses are means over a micro-batch, so what two processes share out is near what one sees, no more.

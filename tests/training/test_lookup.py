@@ -1,4 +1,4 @@
-"""The look-up loss, against a re-statement token by token, and inside a run; and the read-out of tokens in front."""
+"""The losses of the look-up, against re-statements token by token, and inside a run; and its heads, drawn or alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional
 
 import factories
-from c3_hf.training.arguments import ModelArguments, parse_recipe
-from c3_hf.training.losses import LatentReadout, lookup_loss
-from c3_hf.training.model import blend_weights, draw_lookup_heads, prepare_model
+from c3_hf.training.arguments import parse_recipe
+from c3_hf.training.lookup import Lookup, draw_lookup_heads, lookup_loss, previous_loss, train_heads_alone
 from c3_hf.training.train import train
 
 
@@ -26,7 +24,13 @@ def restated(attention, inputs, labels, config, num_places):
     looking, away, right = [], [], 0
     for row in range(len(labels)):
         columns = [at for at, token in enumerate(inputs["input_ids"][row].tolist()) if token == PLACEHOLDER]
+        crowded = is_crowded(inputs, row, num_places)
         for position in range(length - kept, length - 1):
+            if crowded:
+                if labels[row, position + 1] != -100:
+                    weights = attention[row, :, position - (length - kept)][:, columns].sum(dim=1)
+                    away += [-math.log(1 - weight) for weight in weights.tolist()]
+                continue
             pair = (int(inputs["input_ids"][row, position]), int(labels[row, position + 1]))
             whole = [
                 token
@@ -41,9 +45,8 @@ def restated(attention, inputs, labels, config, num_places):
                 count = int(inputs["context_attention_mask"][row, slot].sum())
                 ids = inputs["context_input_ids"][row, slot, :count].tolist()
                 for number in range(1, count):
-                    if (ids[number - 1], ids[number]) == pair:
-                        place = (stride - 1 - number % stride) % num_places
-                        for head in range(place, num_heads, num_places):
+                    if (ids[number - 1], ids[number]) == pair and stride <= num_places:
+                        for head in range(stride - 1 - number % stride, num_heads, num_places):
                             wanted[head].add(slot * config.num_latents + number // stride)
             if not any(wanted):
                 continue
@@ -57,15 +60,36 @@ def restated(attention, inputs, labels, config, num_places):
     return sum(looking) / len(looking) + sum(away) / max(1, len(away)), [right, len(looking)]
 
 
-@pytest.mark.parametrize("num_places", [None, 3, 2, 1])
-def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_stand_in_a_context(num_places):
+def is_crowded(inputs, row, num_places):
+    masks, strides = inputs["context_attention_mask"][row], inputs["context_strides"][row].tolist()
+    return all(stride > num_places for stride, mask in zip(strides, masks) if mask.any())
+
+
+def previous_restated(attention, inputs, config, num_places):
+    missing = []
+    for row, ids in enumerate(inputs["input_ids"].tolist()):
+        columns = [at for at, token in enumerate(ids) if token == PLACEHOLDER]
+        for slot, stride in enumerate(inputs["context_strides"][row].tolist()):
+            count = int(inputs["context_attention_mask"][row, slot].sum())
+            block = columns[slot * config.num_latents : (slot + 1) * config.num_latents]
+            for number, column in enumerate(block[: -(-count // stride)]):
+                for weights in attention[row, :, column]:
+                    if is_crowded(inputs, row, num_places):
+                        missing.append(-math.log(1 - weights[columns].sum()))
+                    elif number:
+                        missing.append(-math.log(weights[column - 1]))
+    return sum(missing) / len(missing)
+
+
+@pytest.fixture
+def batch():
     config = factories.make_model(latent_stride=3).config
     generator = torch.Generator().manual_seed(0)
     # Few different tokens, so that pairs stand in several places, at the ends of stretches and in both contexts.
     contexts = torch.randint(0, 4, (3, 2, 9), generator=generator)
     mask = torch.ones_like(contexts)
-    mask[0, 1, 5:], mask[2, 1] = 0, 0
-    strides = torch.tensor([[3, 3], [3, 3], [3, 1]])
+    mask[0, 1, 5:], mask[1, 0, 8:], mask[2, 0, 4:], mask[2, 1] = 0, 0, 0, 0
+    strides = torch.tensor([[3, 3], [2, 3], [1, 1]])
     block = torch.full((3, 2 * config.num_latents), PLACEHOLDER)
     block[2, config.num_latents :] = 7
     replies = torch.randint(0, 4, (3, 10), generator=generator)
@@ -74,15 +98,36 @@ def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_s
     labels[:, -10:] = replies
     inputs = {"input_ids": ids, "context_input_ids": contexts, "context_attention_mask": mask}
     inputs["context_strides"] = strides
-    scores = torch.randn(3, 3, 11, ids.shape[1], generator=generator, requires_grad=True)
+    return config, inputs, labels, generator
+
+
+@pytest.mark.parametrize("num_places", [None, 3, 2, 1])
+def test_it_is_the_attention_on_the_latents_of_the_next_token_wherever_the_two_stand_in_a_context(num_places, batch):
+    config, inputs, labels, generator = batch
+    scores = torch.randn(3, 3, 11, labels.shape[1], generator=generator, requires_grad=True)
     attention = scores.softmax(dim=-1)
     loss, counts = lookup_loss(attention, inputs, labels, config, num_places)
     expected, right = restated(attention, inputs, labels, config, num_places or 3)
-    assert right[1] > 8
+    assert right[1] > 2
     torch.testing.assert_close(loss.item(), expected, rtol=1e-5, atol=1e-5)
     assert counts.tolist() == right
     loss.backward()
     assert scores.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("num_places", [3, 2, 1])
+def test_a_latent_looks_at_the_one_before_where_it_stands_for_few_tokens_and_at_none_elsewhere(num_places, batch):
+    config, inputs, labels, generator = batch
+    length = labels.shape[1]
+    scores = torch.randn(3, 2, length, length, generator=generator, requires_grad=True)
+    attention = scores.softmax(dim=-1)
+    loss = previous_loss(attention, inputs, config, num_places)
+    expected = previous_restated(attention.detach(), inputs, config, num_places)
+    torch.testing.assert_close(loss.item(), float(expected), rtol=1e-5, atol=1e-5)
+    loss.backward()
+    assert scores.grad.abs().max() > 0
+    nothing = {**inputs, "context_attention_mask": torch.zeros_like(inputs["context_attention_mask"])}
+    assert previous_loss(attention, nothing, config, num_places).item() == 0
 
 
 def test_a_restored_text_is_found_by_its_distance_and_asked_for_nowhere():
@@ -110,36 +155,19 @@ def test_where_no_pair_stands_in_a_context_it_is_nothing():
     assert counts.tolist() == [0, 0]
 
 
-def test_a_latent_names_tokens_in_front_of_its_stretch_too():
-    model = factories.make_model(latent_stride=3).model
-    readout = LatentReadout(model, before=2)
-    ids = torch.randint(0, 250, (2, 1, 7), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids)
-    mask[1, 0, 5:] = 0
-    strides, latents = torch.tensor([[3], [2]]), torch.randn(2, 1, 4, 32)
-    table = model.encoder.embed_tokens.weight
-    loss, counts = readout(latents, table, ids, mask, strides)
-    losses = []
-    for row, stride in enumerate((3, 2)):
-        length = int(mask[row].sum())
-        for latent in range(-(-length // stride)):
-            end = (latent + 1) * stride
-            for position in range(max(0, end - stride - 2), min(end, length)):
-                rows = slice((end - 1 - position) * 24, (end - position) * 24)
-                read = readout.heads.weight[rows] @ latents[row, 0, latent] + readout.heads.bias[rows]
-                logits = table @ functional.layer_norm(read, (24,))
-                losses.append(functional.cross_entropy(logits, ids[row, 0, position]))
-    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
-    assert int(counts[1]) == len(losses)
-
-
 def test_heads_of_another_layout_are_not_drawn():
     gpt2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 32, "vocab_size": factories.VOCAB_SIZE}
     model = factories.make_model(text_config=gpt2, latent_stride=3)
     with pytest.raises(ValueError, match=r"`draw_lookup_heads` knows .* of the type 'gpt2' has none"):
         draw_lookup_heads(model, {0: [1]})
-    with pytest.raises(ValueError, match=r"`blend_path` knows .* of the type 'gpt2' has none"):
-        blend_weights(model, model, 0.5, {0: [1]})
+    with pytest.raises(ValueError, match=r"`lookup_heads_alone` knows .* of the type 'gpt2' has none"):
+        train_heads_alone(model, {0: [1]})
+
+
+def test_tensors_that_processes_divide_have_no_heads_alone(monkeypatch):
+    monkeypatch.setattr("c3_hf.training.lookup.is_fsdp_enabled", lambda: True)
+    with pytest.raises(ValueError, match="`lookup_heads_alone` cuts gradients of whole tensors, which FSDP"):
+        train_heads_alone(factories.make_model(latent_stride=3), {0: [1]})
 
 
 def test_its_heads_are_drawn_anew_and_the_others_stay():
@@ -167,49 +195,76 @@ def test_its_heads_are_drawn_anew_and_the_others_stay():
     assert not any(any(changed(0, name, 4, int(name == "o_proj"))) for name in names)
 
 
-def test_blended_weights_lie_in_between_and_heads_of_the_look_up_come_whole(tmp_path):
-    folders = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = factories.make_model(latent_stride=3)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)
-        folders.append(str(tmp_path / str(seed)))
-        model.save_pretrained(folders[-1])
-        factories.make_processor().save_pretrained(folders[-1])
-    before, other = (load_file(f"{folder}/model.safetensors") for folder in folders)
-    arguments = ModelArguments(
-        model_name_or_path=folders[0], blend_path=folders[1], blend_share=0.25, attn_implementation="eager"
-    )
-    # Heads 2 and 3 share a key, 0 shares its own with 1.
-    model, _ = prepare_model(arguments, lookup_heads={1: [0, 2, 3]})
-    size = model.config.text_config.head_dim
-    blended = dict(model.named_parameters())
-    assert set(blended) == set(before)
-    for name, value in blended.items():
-        expected = before[name] * 0.75 + other[name] * 0.25
-        projection = name.removeprefix("model.language_model.layers.1.self_attn.").partition(".")[0]
-        heads = {"q_proj": [0, 2, 3], "k_proj": [1], "v_proj": [1], "o_proj": [0, 2, 3]}.get(projection, [])
-        for head in heads:
-            part = slice(head * size, (head + 1) * size)
-            if projection == "o_proj":
-                expected[:, part] = other[name][:, part]
-            else:
-                expected[part] = other[name][part]
-        torch.testing.assert_close(value.data, expected)
+def test_what_heads_say_where_they_are_to_be_quiet_is_their_share_of_their_layers_attention(
+    recipe, write_recipe, batch
+):
+    _, inputs, labels, _ = batch
+    recipe |= {"lookup_weight": 1.0, "lookup_heads": {1: [0, 3]}, "lookup_places": 2, "previous_heads": {0: [1]}}
+    _, _, arguments = parse_recipe(write_recipe({**recipe, "quiet_weight": 3.0}))
+    model = factories.make_model(latent_stride=3, attn_implementation="eager")
+    model.train()
+    half = model.model.language_model
+    inputs["attention_mask"] = torch.ones_like(labels)
+    inputs["attention_mask"][0, :2] = 0
+    losses, states = [], []
+    for weight in (0.0, 3.0):
+        arguments.quiet_weight = weight
+        lookup = Lookup(model, arguments)
+        heard = [
+            layer.self_attn.o_proj.register_forward_hook(lambda *call: states.append(call)) for layer in half.layers
+        ]
+        outputs = model(**inputs, labels=labels, output_attentions=True)
+        losses.append(lookup.loss(outputs.attentions, inputs, labels, labels.shape[1])[0])
+        lookup.detach()
+        for hook in heard:
+            hook.remove()
+    assert not any(layer.self_attn.o_proj._forward_hooks for layer in half.layers)
+    expected = 0.0
+    for (projection, (state,), output), heads in zip(states[2:], ([1], [0, 3])):
+        without = state.clone().unflatten(-1, (4, 8))
+        without[:, :, heads] = 0
+        share = (output - projection(without.flatten(2))).norm(dim=-1) / output.norm(dim=-1)
+        # Both contexts of the first row alone hold three tokens a latent.
+        expected += share[0, 2:].mean()
+    torch.testing.assert_close(losses[1] - losses[0], 3 * expected, rtol=1e-4, atol=1e-4)
+    losses[1].backward()
+    assert half.layers[1].self_attn.v_proj.weight.grad.abs().max() > 0
 
 
-def test_weights_of_another_layout_are_not_blended(monkeypatch, model_path):
-    models = [factories.make_model(latent_stride=3, num_latents=count) for count in (4, 5)]
-    with pytest.raises(ValueError, match="`blend_path` must be a checkpoint of the same layout as `model_name"):
-        blend_weights(*models, 0.5, {})
-    with pytest.raises(ValueError, match=r"`blend_share` must lie between 0 and 1, got 1\.5"):
-        ModelArguments(model_name_or_path="a", blend_path="b", blend_share=1.5)
-    with pytest.raises(ValueError, match="`blend_path` is 'b', and there is no `model_name_or_path` to blend it with"):
-        ModelArguments(blend_path="b")
-    monkeypatch.setattr("c3_hf.training.model.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="`blend_path` cannot be used under DeepSpeed ZeRO-3"):
-        prepare_model(ModelArguments(model_name_or_path=model_path, blend_path=model_path))
+def test_heads_alone_change_and_nothing_beside_them(write_recipe, recipe, tmp_path):
+    torch.manual_seed(0)
+    start = str(tmp_path / "start")
+    factories.make_model(latent_stride=16).save_pretrained(start)
+    factories.make_processor().save_pretrained(start)
+    for name in ("tokenizer_path", "text_config", "encoder_config"):
+        del recipe[name]
+    recipe |= {"model_name_or_path": start, "attn_implementation": "eager", "weight_decay": 0.0, "max_steps": 30}
+    recipe |= {"tasks": {"pieces": 1.0}, "min_context_tokens": 5, "context_ceiling": [[0, 8]], "learning_rate": 1e-2}
+    recipe |= {"lookup_weight": 5.0, "lookup_heads": {1: [0, 2, 3]}, "lookup_places": 2, "previous_heads": {0: [1]}}
+    recipe |= {"stride_ceiling": [[0, 2]], "save_strategy": "no", "logging_steps": 10}
+    train(*parse_recipe(write_recipe({**recipe, "lookup_heads_alone": True})))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert losses[-1] < losses[0]
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (start, tmp_path / "run"))
+    assert set(before) == set(after)
+    # Heads 2 and 3 of a layer share a key, 0 and 1 have theirs with each other.
+    heads = {("0", "q_proj"): [1], ("0", "o_proj"): [1]}
+    heads |= {("1", name): [0, 2, 3] for name in ("q_proj", "o_proj")} | {
+        ("1", name): [1] for name in ("k_proj", "v_proj")
+    }
+    for name, value in after.items():
+        changed = value != before[name]
+        _, found, rest = name.partition("model.language_model.layers.")
+        layer, _, projection = rest.replace(".self_attn", "").partition(".")
+        for head in heads.get((layer, projection.partition(".")[0]), []) if found else []:
+            dim = int(projection == "o_proj.weight")
+            if projection == "o_proj.bias":
+                continue
+            part = changed.narrow(dim, head * 8, 8)
+            assert part.any(), name
+            part.fill_(False)
+        assert not changed.any(), name
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -221,23 +276,25 @@ def test_weights_of_another_layout_are_not_blended(monkeypatch, model_path):
 def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
     if "lora" in options:
         pytest.importorskip("peft")
-    recipe |= {"latent_stride": 16, "attn_implementation": "eager", "max_steps": 40, "save_strategy": "no", **options}
+    recipe |= {"latent_stride": 8, "attn_implementation": "eager", "max_steps": 40, **options}
+    recipe |= {"save_strategy": "no"}
     recipe |= {
         "lookup_weight": 5.0,
-        "lookup_heads": {0: [1, 2]},
+        "lookup_heads": {0: [0, 1, 2, 3], 1: [0, 1, 2, 3]},
         "draw_lookup_heads": {0: [1, 2]},
         "logging_steps": 10,
         "learning_rate": 1e-2,
     }
-    recipe |= {"stride_ceiling": [[0, 16]], "asking_stride_ceiling": [[0, 16]]} if not options else {}
+    recipe |= {"stride_ceiling": [[0, 8]], "asking_stride_ceiling": [[0, 8]]} if not options else {}
     # Some words at the least: a text of one piece is a restored one.
-    recipe |= {"tasks": {"pieces": 0.9, "restore": 0.1}, "min_context_tokens": 48, "context_ceiling": [[0, 64]]}
+    recipe |= {"tasks": {"pieces": 0.9, "restore": 0.1}, "min_context_tokens": 24, "context_ceiling": [[0, 32]]}
     train(*parse_recipe(write_recipe(recipe)))
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    accuracies = [entry["lookup_accuracy"] for entry in entries if "loss" in entry]
+    losses, accuracies = zip(*((entry["loss"], entry["lookup_accuracy"]) for entry in entries if "loss" in entry))
     assert len(accuracies) == 4
     assert all(0 <= accuracy <= 1 for accuracy in accuracies)
-    assert accuracies[-1] > accuracies[0]
+    # Nearly all of it is the look-up's, five times.
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +313,23 @@ def test_a_run_teaches_its_heads(write_recipe, recipe, options, tmp_path):
             r"may name heads that `lookup_heads` names, \{0: \[1\]\}, got \{0: \[1, 2",
         ),
         ({"lookup_weight": -1.0}, "`lookup_weight` must not be negative, got -1.0"),
-        ({"readout_before": -1}, "`readout_before` must not be negative, got -1"),
+        ({"previous_heads": {0: [0]}}, "`previous_heads` is .*, got `lookup_weight` 1.0 and `lookup_places` None"),
+        (
+            {"previous_heads": {0: [0]}, "lookup_places": 1},
+            r"`previous_heads` must lie in layers below those of `lookup_heads`, \[0\], .*, got \[0\]",
+        ),
+        (
+            {"previous_heads": {0: [4]}, "lookup_heads": {1: [1]}, "lookup_places": 1},
+            r"`previous_heads` must name heads of the decoder by their layers.*, got \{0: \[4\]\}",
+        ),
+        ({"quiet_weight": -1.0}, "`quiet_weight` must not be negative, got -1.0"),
+        ({"quiet_weight": 1.0, "lookup_weight": 0.0}, r"`quiet_weight` is 1\.0 and `lookup_weight` is 0"),
+        ({"lookup_heads_alone": True, "weight_decay": 0.1}, r"`lookup_heads_alone` needs .*, got 1\.0 and 0\.1"),
+        ({"lookup_heads_alone": True, "lookup_weight": 0.0}, r"`lookup_heads_alone` needs .*, got 0\.0 and 0\.0"),
+        (
+            {"lookup_heads_alone": True, "freeze": ["encoder"]},
+            "`lookup_heads_alone` keeps all .* `freeze`, `freeze_modules` and `lora` have nothing to say beside it",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(write_recipe, recipe, options, message):

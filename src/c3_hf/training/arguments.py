@@ -41,10 +41,6 @@ class ModelArguments:
     """Which model is trained, and which parts of it."""
 
     model_name_or_path: str | None = option(None, "A C3 checkpoint to start from. Without it a new model is built.")
-    blend_path: str | None = option(
-        None, "A checkpoint trained from that one, whose weights are blended in; its `lookup_heads` are taken whole."
-    )
-    blend_share: float = option(0.5, "How far to go towards the weights at `blend_path`, 0 to 1.")
     tokenizer_path: str | None = option(None, "Tokenizer folder of a new model.")
     text_config: dict | None = option(None, "Decoder configuration of a new model.")
     encoder_config: dict | None = option(None, "Encoder configuration of a new model.")
@@ -81,13 +77,6 @@ class ModelArguments:
                 raise ValueError(f"`{name}` may name {allowed}, got {unknown}.")
         if self.trained_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`trained_dtype` must be float32 or bfloat16, got {self.trained_dtype!r}.")
-        if not 0 <= self.blend_share <= 1:
-            raise ValueError(f"`blend_share` must lie between 0 and 1, got {self.blend_share}.")
-        if self.blend_path is not None and self.model_name_or_path is None:
-            raise ValueError(
-                f"`blend_path` is {self.blend_path!r}, and there is no `model_name_or_path` to blend it with: a new "
-                "model has nothing in common with it. Give the checkpoint it was trained from."
-            )
         if set(self.freeze) >= set(PARTS) and not self.lora:
             raise ValueError(f"`freeze` names every part, {sorted(self.freeze)}: nothing is left to train.")
         new_model = (self.tokenizer_path, self.text_config, self.encoder_config)
@@ -172,9 +161,6 @@ class C3TrainingArguments(TrainingArguments):
     readout_candidates: int | None = option(
         None, "The read-out chooses among the words of the batch and so many drawn ones; None: the vocabulary."
     )
-    readout_before: int = option(
-        0, "Tokens in front of its stretch that the read-out names from a latent too, so that it is found by them."
-    )
     lookup_weight: float = option(
         0.0, "Weight of the loss of not looking at the latent of the next token, 0 to switch off; eager attention."
     )
@@ -187,6 +173,17 @@ class C3TrainingArguments(TrainingArguments):
     )
     lookup_places: int | None = option(
         None, "Places of a latent that these heads tell apart, several heads for each; None: as many as heads."
+    )
+    previous_heads: dict[int, list[int]] = option(
+        dict,
+        "Heads, by layer of the decoder below those, that look from a latent at the one before, in which the token in "
+        "front of its first one stands; needs `lookup_places`.",
+    )
+    lookup_heads_alone: bool = option(
+        False, "Nothing but these heads trains, and all else of the model stays as it is; needs `weight_decay: 0`."
+    )
+    quiet_weight: float = option(
+        0.0, "Weight, in the look-up loss, of what its heads say where they shall look at no latent, 0 to switch off."
     )
     decoder_start: int = option(
         0, "Step from which the decoder trains; before it the read-out teaches the encoder alone."
@@ -212,7 +209,7 @@ class C3TrainingArguments(TrainingArguments):
                 f"`decoder_lr_ratio` must be positive, got {self.decoder_lr_ratio}. To keep the decoder as it is, "
                 "put it into `freeze`."
             )
-        for name in ("distillation_weight", "readout_weight", "lookup_weight", "readout_before"):
+        for name in ("distillation_weight", "readout_weight", "lookup_weight", "quiet_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if self.readout_candidates is not None and self.readout_candidates < 1:
@@ -220,6 +217,19 @@ class C3TrainingArguments(TrainingArguments):
                 f"`readout_candidates` must be positive, got {self.readout_candidates}. Leave it out for the whole "
                 "vocabulary."
             )
+        self._check_lookup()
+        if self.decoder_start > 0 and not self.readout_weight:
+            raise ValueError(
+                f"`decoder_start` is {self.decoder_start}, and without a read-out nothing teaches the encoder before. "
+                "Set `readout_weight`."
+            )
+        if self.max_steps <= 0:
+            raise ValueError(
+                f"`max_steps` must be positive, got {self.max_steps}: samples are made on the fly, so a run has no "
+                "natural end."
+            )
+
+    def _check_lookup(self) -> None:
         num_heads = sum(map(len, self.lookup_heads.values()))
         if self.lookup_places is not None and not 1 <= self.lookup_places <= num_heads:
             raise ValueError(
@@ -236,15 +246,26 @@ class C3TrainingArguments(TrainingArguments):
                 f"`draw_lookup_heads` may name heads that `lookup_heads` names, {self.lookup_heads}, got "
                 f"{self.draw_lookup_heads}: nothing would teach the others. Name them in both, or leave them out."
             )
-        if self.decoder_start > 0 and not self.readout_weight:
+        if self.quiet_weight and not self.lookup_weight:
             raise ValueError(
-                f"`decoder_start` is {self.decoder_start}, and without a read-out nothing teaches the encoder before. "
-                "Set `readout_weight`."
+                f"`quiet_weight` is {self.quiet_weight} and `lookup_weight` is 0: there are no heads that could say "
+                "something. Set `lookup_weight`, or leave both out."
             )
-        if self.max_steps <= 0:
+        if self.previous_heads and (not self.lookup_weight or self.lookup_places is None):
             raise ValueError(
-                f"`max_steps` must be positive, got {self.max_steps}: samples are made on the fly, so a run has no "
-                "natural end."
+                f"`previous_heads` is {self.previous_heads}, and they serve heads that look tokens up, where a latent "
+                f"has no more tokens than these have places, got `lookup_weight` {self.lookup_weight} and "
+                f"`lookup_places` {self.lookup_places}. Set both, or leave it out."
+            )
+        if self.previous_heads and max(self.previous_heads) >= min(self.lookup_heads):
+            raise ValueError(
+                f"`previous_heads` must lie in layers below those of `lookup_heads`, {sorted(self.lookup_heads)}, "
+                f"which read what they carry over, got {sorted(self.previous_heads)}."
+            )
+        if self.lookup_heads_alone and (not self.lookup_weight or self.weight_decay):
+            raise ValueError(
+                "`lookup_heads_alone` needs `lookup_weight`, or there are no such heads, and `weight_decay: 0`, or "
+                f"what lies beside them in a tensor shrinks, got {self.lookup_weight} and {self.weight_decay}."
             )
 
 

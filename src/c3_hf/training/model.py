@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -33,9 +33,7 @@ logger = logging.get_logger(__name__)
 _HALVES = {"encoder": "model.encoder", "decoder": "model.language_model"}
 
 
-def prepare_model(
-    arguments: ModelArguments, mixed_precision: bool = False, lookup_heads: Mapping[int, Sequence[int]] | None = None
-) -> tuple[nn.Module, C3Processor]:
+def prepare_model(arguments: ModelArguments, mixed_precision: bool = False) -> tuple[nn.Module, C3Processor]:
     """Build or load the model of a run and its processor.
 
     Whatever the checkpoint holds, parameters that train are float32, unless `arguments.trained_dtype` says otherwise:
@@ -45,7 +43,6 @@ def prepare_model(
     Args:
         mixed_precision: whether the run computes under autocast. Then the weights beside LoRA, which do not train,
             stay in the checkpoint's dtype; without autocast one dtype holds for the whole model.
-        lookup_heads: heads of the decoder by layer, which `arguments.blend_path` gives whole.
 
     Returns:
         The model, a PEFT model if `arguments.lora` names a half, and the processor.
@@ -72,16 +69,6 @@ def prepare_model(
         processor = C3Processor.from_pretrained(arguments.model_name_or_path)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
-    if lookup_heads is not None:
-        check_lookup(model.config, lookup_heads)
-    if arguments.blend_path is not None:
-        if is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "`blend_path` cannot be used under DeepSpeed ZeRO-3, which takes weights apart before they can be "
-                "blended. Blend first: a run of one step without DeepSpeed."
-            )
-        other = C3ForConditionalGeneration.from_pretrained(arguments.blend_path, **loaded)
-        blend_weights(model, other, arguments.blend_share, lookup_heads or {})
     freeze_parts(model, arguments.freeze, arguments.freeze_modules)
     if arguments.lora:
         model = add_lora(model, arguments)
@@ -261,113 +248,6 @@ def _linear_layers(model: nn.Module, half: str) -> str:
 def body(model: nn.Module) -> C3Model:
     """The body of the C3 model that trains, inside LoRA or not."""
     return next(module for module in model.modules() if isinstance(module, C3Model))
-
-
-def check_lookup(config: C3Config, heads: Mapping[int, Sequence[int]]) -> None:
-    """Check that the decoder has the heads of the look-up, numbered by layer, and shows where they look.
-
-    Raises:
-        ValueError: if it does not, or the model has no stride.
-    """
-    if config.latent_stride is None:
-        raise ValueError(
-            "`lookup_weight` needs a model with `latent_stride`: which latent stands for a token is known by it. Set "
-            "`latent_stride` in the recipe, or leave `lookup_weight` out."
-        )
-    half = config.text_config
-    known = {(layer, head) for layer in range(half.num_hidden_layers) for head in range(half.num_attention_heads)}
-    named = {(layer, head) for layer, numbers in heads.items() for head in numbers}
-    if not named or not named <= known:
-        raise ValueError(
-            f"`lookup_heads` must name heads of the decoder by their layers, such as {{0: [0, 1]}}, and it has "
-            f"{half.num_attention_heads} in each of {half.num_hidden_layers} layers, counted from 0, got "
-            f"{dict(heads)}."
-        )
-    if half._attn_implementation != "eager":
-        raise ValueError(
-            f"`lookup_weight` reads the weights of the decoder's attention, which {half._attn_implementation} "
-            "attention does not return. Set `attn_implementation: eager`, or leave `lookup_weight` out."
-        )
-
-
-def draw_lookup_heads(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
-    """Draw the heads of the look-up, numbered by layer of the decoder, anew: without biases, at first without a say.
-
-    Biases of queries and keys prefer distances, and a head that looks for a token has none to prefer; Adam would take
-    them back by one learning rate a step, so wide ones (`spread_attention_biases`) for thousands of steps. What a head
-    says begins at zero, as with LoRA, so that the others are not disturbed before it knows where to look. Keys and
-    values that it shares with heads that are not drawn stay as they are.
-
-    Raises:
-        ValueError: if the decoder's layers are not like Llama's, with `self_attn` and four projections.
-    """
-    half = body(model).language_model
-    for name, parameter, where in _head_parts(half, heads, "draw_lookup_heads"):
-        part = parameter.data.narrow(*where)
-        if name in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
-            nn.init.normal_(part, std=half.config.initializer_range)
-        else:
-            nn.init.zeros_(part)
-
-
-@torch.no_grad()
-def blend_weights(
-    model: C3ForConditionalGeneration,
-    other: C3ForConditionalGeneration,
-    share: float,
-    heads: Mapping[int, Sequence[int]],
-) -> None:
-    """Move the weights of a model, in place, by `share` (0 to 1) of the way to those of `other`.
-
-    What has been trained further in one direction has lost others, and between the two lie weights that have both in
-    part, from which training brings back both (weights in between: Wortsman et al. 2022, arXiv 2109.01903).
-
-    Args:
-        other: a model of the same layout, trained from this one.
-        heads: of the decoder by layer, which are taken from `other` as they are: those it was given anew for the
-            look-up have nothing in common with what they were.
-
-    Raises:
-        ValueError: if the two differ in layout, or have heads and a decoder that is not like Llama's.
-    """
-    # Not the state: what is tied has two names there.
-    mine, theirs = dict(model.named_parameters()), dict(other.named_parameters())
-    if {name: value.shape for name, value in mine.items()} != {name: value.shape for name, value in theirs.items()}:
-        raise ValueError(
-            "`blend_path` must be a checkpoint of the same layout as `model_name_or_path`, trained from it, and its "
-            "weights have other names or shapes. Give one that was, or leave `blend_path` out."
-        )
-    for name, value in mine.items():
-        value += share * (theirs[name] - value)
-    halves = [half.model.language_model for half in (model, other)]
-    for (_, own, where), (_, whole, _) in zip(*(_head_parts(half, heads, "blend_path") for half in halves)):
-        own.narrow(*where).copy_(whole.narrow(*where))
-
-
-def _head_parts(
-    half: nn.Module, heads: Mapping[int, Sequence[int]], field: str
-) -> Iterator[tuple[str, nn.Parameter, tuple[int, int, int]]]:
-    """What belongs to `heads` alone: names, parameters, and where in these, as dimension, start and length; `field` of
-    the recipe wants it."""
-    num_heads = half.config.num_attention_heads
-    num_keys = getattr(half.config, "num_key_value_heads", num_heads)
-    size = num_heads // num_keys
-    for number, chosen in heads.items():
-        attention = getattr(half.layers[number], "self_attn", None) if hasattr(half, "layers") else None
-        if not all(hasattr(attention, f"{name}_proj") for name in "qkvo"):
-            raise ValueError(
-                f"`{field}` knows heads in layers q_proj, k_proj, v_proj and o_proj, and a decoder of the type "
-                f"{half.config.model_type!r} has none. Leave it out: the heads learn from what they are."
-            )
-        keys = [key for key in range(num_keys) if {*range(key * size, (key + 1) * size)} <= {*chosen}]
-        for name, some in (("q_proj", chosen), ("k_proj", keys), ("v_proj", keys), ("o_proj", chosen)):
-            dim, count = int(name == "o_proj"), num_heads if name in ("q_proj", "o_proj") else num_keys
-            projection = getattr(attention, name)
-            width = projection.weight.shape[dim] // count
-            for head in some:
-                yield f"{name}.weight", projection.weight, (dim, head * width, width)
-                if projection.bias is not None and not dim:
-                    yield f"{name}.bias", projection.bias, (0, head * width, width)
 
 
 def compile_layers(model: nn.Module) -> None:

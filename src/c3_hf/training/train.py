@@ -18,6 +18,7 @@ from ..data.samples import ExampleMaker, MixtureDataset, StreamingMixtureDataset
 from ..data.tasks import ASKING_TASKS, saved_prompts
 from ..files import file_sha256, write_json
 from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse_recipe
+from .lookup import Lookup
 from .losses import LatentReadout
 from .measures import HeldOutFile, read_held_out
 from .model import (
@@ -25,7 +26,6 @@ from .model import (
     cast_model,
     checkpoint_dtype,
     compile_layers,
-    draw_lookup_heads,
     prepare_model,
 )
 from .trainer import C3Trainer
@@ -51,22 +51,17 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
     source = StreamingSource(files, args.seed) if data_args.streaming else RecordSource(files)
     if args.process_index == 0:
         write_data_record(files, Path(args.output_dir) / "data.json")
-    model, processor = prepare_model(
-        model_args,
-        mixed_precision=args.bf16 or args.fp16,
-        lookup_heads=args.lookup_heads if args.lookup_weight > 0 else None,
-    )
+    model, processor = prepare_model(model_args, mixed_precision=args.bf16 or args.fp16)
     readout = None
     if args.readout_weight > 0:
-        readout = LatentReadout(body(model), args.readout_candidates, args.readout_before)
+        readout = LatentReadout(body(model), args.readout_candidates)
         readout.attach(body(model))
     if args.compile_layers:
         compile_layers(model)
-    config = model.config
-    draw_lookup_heads(model, args.draw_lookup_heads)
+    lookup = Lookup(model, args) if args.lookup_weight > 0 else None
     processor.prompts |= saved_prompts(data_args.tasks)
-    strided_latents = None if config.latent_stride is None else config.num_latents
-    batches, growth = plan_lengths(data_args, args, strided_latents)
+    stride = model.config.latent_stride
+    batches, growth = plan_lengths(data_args, args, None if stride is None else model.config.num_latents)
     maker = ExampleMaker(processor.tokenizer, batches.schedule, data_args.tasks, data_args.text_kinds, args.seed)
     dataset: MixtureDataset | StreamingMixtureDataset
     if isinstance(source, StreamingSource):
@@ -86,7 +81,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
             teacher_inputs=args.distillation_weight > 0,
             pad_to_multiple_of=data_args.length_multiple,
             seed=args.seed,
-            latent_stride=config.latent_stride,
+            latent_stride=stride,
         ),
         train_dataset=dataset,
         batches=batches,
@@ -94,10 +89,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: C3Training
         num_free_running=data_args.eval_free_running_items,
         growth=growth,
         readout=readout,
+        lookup=lookup,
     )
     trainer.train_or_go_on()
     if readout is not None:
         readout.detach(body(model))
+    if lookup is not None:
+        lookup.detach()
     save_trained(trainer, model_args)
     return trainer
 

@@ -17,9 +17,15 @@ from transformers.utils import logging
 from ..data.collator import C3DataCollator
 from ..data.lengths import GrowthByAccuracy, LengthGroupedBatches
 from .arguments import PARTS, C3TrainingArguments
-from .losses import LatentReadout, count_right, distillation_loss, lookup_loss, token_loss, without_readout
+from .lookup import Lookup
+from .losses import (
+    LatentReadout,
+    count_right,
+    distillation_loss,
+    token_loss,
+    without_readout,
+)
 from .measures import HeldOutText, JsonlLog, TrainingMeter, free_running, token_accuracy
-from .model import body
 
 
 logger = logging.get_logger(__name__)
@@ -38,6 +44,7 @@ class C3Trainer(Trainer):
         num_free_running: texts of a source and ratio restored freely; 0 for none.
         growth: lets the curves of the plan wait for the model; where they waited is part of every checkpoint.
         readout: heads attached to the body of `model`, for the read-out loss; part of every checkpoint.
+        lookup: of `model`, for the look-up loss.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class C3Trainer(Trainer):
         num_free_running: int = 0,
         growth: GrowthByAccuracy | None = None,
         readout: LatentReadout | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         self._meter = TrainingMeter()
         super().__init__(
@@ -66,7 +74,7 @@ class C3Trainer(Trainer):
         self.processor = processor
         self._batches = batches
         self._growth = growth
-        self._readout = readout
+        self._readout, self._lookup = readout, lookup
         self._num_free_running = num_free_running
         self._eval_collator = data_collator.without_noise()
         self._staging = False
@@ -122,8 +130,8 @@ class C3Trainer(Trainer):
         if model.training and self.state.global_step < self.args.decoder_start:
             loss, outputs, right = self._read_prompts(model, inputs)
         else:
-            looks_up = model.training and self.args.lookup_weight > 0
-            if looks_up:
+            lookup = self._lookup if model.training else None
+            if lookup is not None:
                 inputs["output_attentions"] = True
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
             right = count_right(outputs.logits, labels)
@@ -134,11 +142,8 @@ class C3Trainer(Trainer):
                     # As the Trainer does with the token loss: gradients are averaged over the processes afterwards.
                     extra = extra * self.accelerator.num_processes
                 loss = loss + self.args.distillation_weight * extra
-            if looks_up:
-                kept = outputs.logits.shape[1]
-                heads = [outputs.attentions[at][:, some, -kept:] for at, some in self.args.lookup_heads.items()]
-                attention, config = torch.cat(heads, dim=1), body(model).config
-                extra, counts = lookup_loss(attention, inputs, labels, config, self.args.lookup_places)
+            if lookup is not None:
+                extra, counts = lookup.loss(outputs.attentions, inputs, labels, outputs.logits.shape[1])
                 self._meter.add_looked(counts)
                 loss = loss + self.args.lookup_weight * extra * self._share_of_step(labels, kwargs)
         context_length = inputs["context_input_ids"].shape[-1]
