@@ -45,7 +45,7 @@ class Lookup:
         check_lookup(self._config, self._heads, self._previous)
         draw_lookup_heads(model, arguments.draw_lookup_heads)
         if arguments.lookup_heads_alone:
-            train_heads_alone(model, self._heads, self._previous)
+            train_heads_alone(model, {**self._previous, **self._heads})
         self._said: dict[int, torch.Tensor] = {}
         self._hooks = list(self._listen(model)) if self._quiet_weight > 0 else []
 
@@ -66,10 +66,10 @@ class Lookup:
             labels: `(batch_size, sequence_length)`, not shifted.
             kept: last positions that have logits.
         """
-        looking = _attention_of(attentions, self._heads)[:, :, -kept:]
+        looking = _attention_of(attentions, self._heads, kept)
         loss, counts = lookup_loss(looking, inputs, labels, self._config, self._num_places)
         if self._previous:
-            carrying = _attention_of(attentions, self._previous)
+            carrying = _attention_of(attentions, self._previous, labels.shape[1])
             loss = loss + previous_loss(carrying, inputs, self._config, self._num_places)
         if self._quiet_weight > 0:
             chosen = inputs["attention_mask"].bool() & _crowded(inputs, self._num_places)[:, None]
@@ -80,18 +80,16 @@ class Lookup:
     def _listen(self, model: nn.Module) -> Iterator[Any]:
         """Hooks that keep what the heads say, as a share of what the attention of their layer says."""
         half = body(model).language_model
-        columns: dict[int, list[int]] = {}
-        for heads in (self._heads, self._previous):
-            for layer in heads:
-                for name, _, (_, start, width) in _head_parts(half, {layer: heads[layer]}, "quiet_weight"):
-                    if name == "o_proj.weight":
-                        columns.setdefault(layer, []).extend(range(start, start + width))
-        for layer, parts in columns.items():
+        # No layer has heads of both kinds.
+        for layer, heads in {**self._previous, **self._heads}.items():
+            parts = _head_parts(half, {layer: heads}, "quiet_weight")
+            spans = [where[1:] for name, _, where in parts if name == "o_proj.weight"]
+            columns = [column for start, width in spans for column in range(start, start + width)]
 
             def keep(
-                module: nn.Module, args: Any, output: torch.Tensor, layer: int = layer, parts: list[int] = parts
+                module: nn.Module, args: Any, output: torch.Tensor, layer: int = layer, columns: list[int] = columns
             ) -> None:
-                said = functional.linear(args[0][..., parts], module.weight[:, parts])
+                said = functional.linear(args[0][..., columns], module.weight[:, columns])
                 self._said[layer] = said.norm(dim=-1) / output.detach().norm(dim=-1).clamp(min=_LEAST_SHARE)
 
             yield half.layers[layer].self_attn.o_proj.register_forward_hook(keep)
@@ -102,7 +100,7 @@ def lookup_loss(
     inputs: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
     config: C3Config,
-    num_places: int | None = None,
+    num_places: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How little the heads look at the latents of the tokens that come next.
 
@@ -123,8 +121,8 @@ def lookup_loss(
             `(batch_size, num_contexts)`.
         labels: `(batch_size, sequence_length)`, not shifted.
         config: of the model.
-        num_places: places that are told apart, 1 to the number of heads, which is the default; with fewer several
-            heads serve each and carry more of a token.
+        num_places: places that are told apart, 1 to the number of heads; with fewer several heads serve each and carry
+            more of a token.
 
     Returns:
         Mean of -log of the attention where it shall be, over heads that shall look at a latent and positions, and
@@ -133,7 +131,6 @@ def lookup_loss(
     """
     length, kept = labels.shape[1], attention.shape[2]
     num_heads, num_latents = attention.shape[1], config.num_latents
-    num_places = num_heads if num_places is None else num_places
     token, following = inputs["input_ids"][:, length - kept : -1], labels[:, length - kept + 1 :]
     ids, mask = inputs["context_input_ids"], inputs["context_attention_mask"].bool()
     # (batch_size, kept_length - 1, num_contexts, context_length - 1): where in the contexts the two stand.
@@ -209,19 +206,17 @@ def _crowded(inputs: Mapping[str, torch.Tensor], num_places: int) -> torch.Tenso
     return there.any(dim=1) & ~sparse.any(dim=1)
 
 
-def _attention_of(attentions: Sequence[torch.Tensor], heads: Mapping[int, Sequence[int]]) -> torch.Tensor:
-    """Weights of some heads, by layer, `(batch_size, num_heads, sequence_length, sequence_length)`."""
-    return torch.cat([attentions[layer][:, some] for layer, some in heads.items()], dim=1)
+def _attention_of(attentions: Sequence[torch.Tensor], heads: Mapping[int, Sequence[int]], kept: int) -> torch.Tensor:
+    """Weights of some heads, by layer, at the last positions: `(batch_size, num_heads, kept, sequence_length)`."""
+    return torch.cat([attentions[layer][:, some, -kept:] for layer, some in heads.items()], dim=1)
 
 
-def check_lookup(
-    config: C3Config, heads: Mapping[int, Sequence[int]], previous: Mapping[int, Sequence[int]] | None = None
-) -> None:
+def check_lookup(config: C3Config, heads: Mapping[int, Sequence[int]], previous: Mapping[int, Sequence[int]]) -> None:
     """Check that the decoder has the heads of the look-up, numbered by layer, and shows where they look.
 
     Args:
         heads: those that look up.
-        previous: those that carry the latent before a latent over to it.
+        previous: those that carry the latent before a latent over to it; may be none.
 
     Raises:
         ValueError: if it does not, or the model has no stride.
@@ -274,7 +269,7 @@ def draw_lookup_heads(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> N
             nn.init.zeros_(part)
 
 
-def train_heads_alone(model: nn.Module, *heads: Mapping[int, Sequence[int]]) -> None:
+def train_heads_alone(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> None:
     """Switch off the gradients of all but the given heads of the decoder, by layer.
 
     What the model does without them stays what it is, but for what they add to it. Heads share tensors, so gradients
@@ -296,13 +291,19 @@ def train_heads_alone(model: nn.Module, *heads: Mapping[int, Sequence[int]]) -> 
             "`lora` have nothing to say beside it. Leave them out, or it."
         )
     model.requires_grad_(False)
-    masks: dict[nn.Parameter, torch.Tensor] = {}
-    for some in heads:
-        for _, parameter, where in _head_parts(body(model).language_model, some, "lookup_heads_alone"):
-            masks.setdefault(parameter, torch.zeros_like(parameter)).narrow(*where).fill_(1)
-    for parameter, mask in masks.items():
+    parts: dict[nn.Parameter, list[tuple[int, int, int]]] = {}
+    for _, parameter, where in _head_parts(body(model).language_model, heads, "lookup_heads_alone"):
+        parts.setdefault(parameter, []).append(where)
+    for parameter, places in parts.items():
+
+        def cut(gradient: torch.Tensor, places: list[tuple[int, int, int]] = places) -> torch.Tensor:
+            kept = torch.zeros_like(gradient)
+            for where in places:
+                kept.narrow(*where).copy_(gradient.narrow(*where))
+            return kept
+
         parameter.requires_grad_(True)
-        parameter.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient.device))
+        parameter.register_hook(cut)
 
 
 def _head_parts(

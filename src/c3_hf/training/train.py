@@ -21,13 +21,7 @@ from .arguments import C3TrainingArguments, DataArguments, ModelArguments, parse
 from .lookup import Lookup
 from .losses import LatentReadout
 from .measures import HeldOutFile, read_held_out
-from .model import (
-    body,
-    cast_model,
-    checkpoint_dtype,
-    compile_layers,
-    prepare_model,
-)
+from .model import body, cast_model, checkpoint_dtype, compile_layers, prepare_model
 from .trainer import C3Trainer
 
 

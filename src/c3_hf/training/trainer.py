@@ -18,13 +18,7 @@ from ..data.collator import C3DataCollator
 from ..data.lengths import GrowthByAccuracy, LengthGroupedBatches
 from .arguments import PARTS, C3TrainingArguments
 from .lookup import Lookup
-from .losses import (
-    LatentReadout,
-    count_right,
-    distillation_loss,
-    token_loss,
-    without_readout,
-)
+from .losses import LatentReadout, count_right, distillation_loss, token_loss, without_readout
 from .measures import HeldOutText, JsonlLog, TrainingMeter, free_running, token_accuracy
 
 
