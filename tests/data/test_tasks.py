@@ -172,6 +172,20 @@ def test_a_few_tokens_stand_at_many_places(processor):
     assert min(often) > 0.3
 
 
+def test_the_words_of_prompts_stand_between_others(processor):
+    asked = set(processor.tokenize_context(FIND_PROMPT))
+    shares = []
+    for seed in range(60):
+        text = TEXT_KINDS["prompt_words"](Draw(np.random.default_rng(seed), TEXT, 300, processor.tokenizer))
+        assert "\ufffd" not in text
+        ids = processor.tokenize_context(text)[:300]
+        assert len(ids) == 300
+        shares.append(sum(token in asked for token in ids) / 300)
+    # Tokens of one of four prompts, drawn evenly from all of theirs.
+    assert all(shares)
+    assert max(shares) > 0.1
+
+
 def test_code_has_names_of_its_own_in_each_text(processor):
     in_texts = Counter()
     for seed in range(80):

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.prompt_c3 import RESTORE_PROMPT, TokenReader, as_reader
+from ..modeling.prompt_c3 import DEFAULT_SYSTEM_PROMPT, RESTORE_PROMPT, TokenReader, as_reader
 from .records import TrainingExample
 
 
@@ -240,6 +240,22 @@ def few_tokens(draw: Draw) -> str:
     return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(few, len(words)), words))
 
 
+def prompt_words(draw: Draw) -> str:
+    """Tokens drawn evenly from the vocabulary, and between them, a twentieth of the text to half of it, those that
+    prompts are made of.
+
+    A decoder learns from the words of a prompt what it is asked for, and then stops or goes on as they say where they
+    stand in the text it gives back.
+    """
+    reader = as_reader(draw.tokenizer)
+    prompts = [DEFAULT_SYSTEM_PROMPT, RESTORE_PROMPT, CONTINUE_PROMPT, FIND_PROMPT]
+    ids = np.concatenate([ids for ids, _ in reader.read_plain(prompts)])
+    of_prompts = np.array(reader.tokenizer.batch_decode(ids[:, None]), dtype=object)
+    words = np.array(_vocabulary_words(draw, 2 * draw.num_tokens + 256), dtype=object)
+    share = draw.rng.uniform(0.05, 0.5)
+    return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(of_prompts, len(words)), words))
+
+
 def digits(draw: Draw) -> str:
     """Random digits, in groups of 1 to 12 with a separator, or without any."""
     separator = str(draw.rng.choice(["", " ", ", ", "\n", "-", "."]))
@@ -415,6 +431,7 @@ TEXT_KINDS: Mapping[str, Callable[[Draw], str]] = MappingProxyType(
         "shuffled_tokens": shuffled_tokens,
         "random_tokens": random_tokens,
         "few_tokens": few_tokens,
+        "prompt_words": prompt_words,
         "digits": digits,
         "hexadecimal": hexadecimal,
         "base64": base64_text,
