@@ -233,11 +233,9 @@ def few_tokens(draw: Draw) -> str:
     What a token that a latent holds several times adds to the reading of the latent's other places does not cancel
     out, as it nearly does between tokens that all differ.
     """
-    # Twice as many as are wanted: some are left out, and others join when they are read again.
-    words = np.array(_vocabulary_words(draw, 2 * draw.num_tokens + 256), dtype=object)
+    words = _random_words(draw)
     few = words[: int(2 ** draw.rng.uniform(0, 6))]
-    share = min(1.0, draw.rng.uniform(0.3, 1.7))
-    return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(few, len(words)), words))
+    return _strewn(draw.rng, words, few, min(1.0, draw.rng.uniform(0.3, 1.7)))
 
 
 def prompt_words(draw: Draw) -> str:
@@ -251,9 +249,7 @@ def prompt_words(draw: Draw) -> str:
     prompts = [DEFAULT_SYSTEM_PROMPT, RESTORE_PROMPT, CONTINUE_PROMPT, FIND_PROMPT]
     ids = np.concatenate([ids for ids, _ in reader.read_plain(prompts)])
     of_prompts = np.array(reader.tokenizer.batch_decode(ids[:, None]), dtype=object)
-    words = np.array(_vocabulary_words(draw, 2 * draw.num_tokens + 256), dtype=object)
-    share = draw.rng.uniform(0.05, 0.5)
-    return "".join(np.where(draw.rng.random(len(words)) < share, draw.rng.choice(of_prompts, len(words)), words))
+    return _strewn(draw.rng, _random_words(draw), of_prompts, draw.rng.uniform(0.05, 0.5))
 
 
 def digits(draw: Draw) -> str:
@@ -344,6 +340,16 @@ def _vocabulary_words(draw: Draw, count: int) -> list[str]:
     """`count` tokens drawn evenly from the vocabulary, without those that are no whole characters."""
     decoded = as_reader(draw.tokenizer).tokenizer.batch_decode(_vocabulary_ids(draw, count)[:, None])
     return [word for word in decoded if "\ufffd" not in word]
+
+
+def _random_words(draw: Draw) -> np.ndarray:
+    """Tokens as of [`_vocabulary_words`], twice as many as are wanted: others join when they are read again."""
+    return np.array(_vocabulary_words(draw, 2 * draw.num_tokens + 256), dtype=object)
+
+
+def _strewn(rng: np.random.Generator, words: np.ndarray, often: np.ndarray, share: float) -> str:
+    """The words as a text, a share of them replaced by any of `often`."""
+    return "".join(np.where(rng.random(len(words)) < share, rng.choice(often, len(words)), words))
 
 
 def _name(rng: np.random.Generator, words: np.ndarray) -> str:
