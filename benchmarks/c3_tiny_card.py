@@ -1,7 +1,7 @@
 """Writes the card and the attributions of c3-tiny from its measured results and its training files.
 
-`python -m benchmarks.c3_tiny_card --data-dir TEXTS --machine "one H100" --second-machine "one core of a CPU"` fills
-`README.md` and `ATTRIBUTION.md` of the packaged checkpoint.
+`python -m benchmarks.c3_tiny_card --data-dir TEXTS --machines "one H100" "one core of a CPU" ...` fills `README.md`
+and `ATTRIBUTION.md` of the packaged checkpoint; a machine for each of `PARTS`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,29 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import c3_hf
-from c3_hf.data.tasks import FIND_PROMPT
+from c3_hf.data.tasks import FIND_PROMPT, retrieval_questions
 from c3_hf.files import write_json
 
-from .finding import GIVEN_TOKENS, NUM_TOKENS
+from .finding import GIVEN_WORDS, NEXT_WORDS
 from .record import ROOT
 
 
 RESULTS = ROOT / "benchmarks" / "results" / "c3-tiny"
 SECOND = RESULTS.with_name("c3-tiny-seed-1")
+# The parts of its training: log, recipe, what was trained.
+PARTS = (
+    ("log.jsonl", "c3_tiny.yaml", "all parameters, from random weights"),
+    ("log_full_blocks.jsonl", "c3_tiny_full_blocks.yaml", "all, with blocks that are full and other scripts"),
+    ("log_finding.jsonl", "c3_tiny_finding.yaml", "17 of the decoder's 48 heads, told where to look for a place"),
+    ("log_whole_decoder.jsonl", "c3_tiny_whole_decoder.yaml", "all of the decoder, again by its words alone"),
+)
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -80,12 +90,11 @@ Every text measured has a line in `benchmarks/results/c3-tiny/items.jsonl` of th
 
 Two {family} halves over one byte-level BPE vocabulary of {words:,} words, which holds the special strings of the
 released model: an encoder of {encoder_layers} layers and a decoder of {decoder_layers}, width {width}. All parameters
-are trained by the project's own trainer: from random weights for {minutes:.1f} minutes on {machine}
-(`examples/recipes/c3_tiny.yaml`), then, with blocks that are filled to the last token and with other scripts, for
-{more_minutes:.0f} minutes on {second_machine} (`examples/recipes/c3_tiny_full_blocks.yaml`).
+have been trained, by the project's own trainer, in {num_parts} parts:
 
-The logs of both runs are `log.jsonl` and `log_full_blocks.jsonl` in `benchmarks/results/c3-tiny`, the hashes of the
-training files `data.json` there.
+{parts}
+
+Logs are in `benchmarks/results/c3-tiny`, the hashes of the training files in `data.json` there.
 
 Training text: OpenStax textbooks (CC BY 4.0), Standard Ebooks novels (public domain), children's stories (CC BY
 4.0; TinyStories under CDLA-Sharing-1.0), Chinese vernacular novels (public domain). ATTRIBUTION.md names the
@@ -106,26 +115,25 @@ texts that cannot be guessed.
 FOUND = """
 ## What it finds
 
-A question to c3-tiny is the beginning of a sentence, and the reply is to go on as the text does. It was trained on
-such questions beside restoring and has hardly learnt them:
+A question to c3-tiny is words of the text, and the reply goes on behind them as the text does. It has learnt that for
+one and two tokens a latent, which `compress(text, ratio=2)` gives; above, what it finds is chance.
 
 ```python
-messages = [
-    {{"role": "user", "content": [{{"type": "context", "text": text}}, {{"type": "text", "text": "{find_prompt}"}}]}},
-    {{"role": "assistant", "content": "The access code of the depot at Bergen is"}},
-]
-inputs = processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
+pipe = c3_hf.C3Pipeline.from_pretrained()
+context = pipe.compress(text, ratio=2)
+pipe.ask(context, start="The access code of the depot at Bergen is")
 ```
 
+Places of held-out text, {given} words given; right are the next word and the next {following}, to the letter. In
+brackets 95 % intervals, N={places} each:
+
+{words}
+
 Generated facts ("The access code of the depot at Bergen is 482913.", crates on a ferry, the keeper of a lighthouse),
-hidden in {question_tokens} tokens of held-out fiction, one asked for; right is the rest of the sentence to the letter.
-In brackets 95 % intervals. It was trained on questions about one context only:
+of {fact_tokens:.0f} tokens in the mean, hidden in held-out fiction of so many tokens, one asked for ("{find_prompt}",
+and the beginning of its sentence); right is the rest of the sentence to the letter, and nothing else:
 
 {questions}
-
-Sentences of held-out text, of which the first {given} tokens are given, from one block of {question_tokens} tokens:
-
-{sentences}
 """
 
 
@@ -153,31 +161,40 @@ def with_interval(name: str) -> Callable[[dict], str]:
 
 
 def questions_table(one: list[dict], several: list[dict]) -> str:
-    """Markdown table of the right answers by the number of facts in the text, from one context and from several."""
-    lines = ["| facts in the text | in one context | in two to four contexts |", "|---|---|---|"]
+    """Markdown table of the right answers by length and the number of facts, from one context and from several."""
+    lines = ["| tokens of prose | facts | in one context | in two to four contexts |", "|---|---|---|---|"]
     for row, other in zip(one, several):
         shares = [share_right(cell["accuracy"], cell["interval"], cell["questions"]) for cell in (row, other)]
-        lines.append(f"| {row['facts']} | {' | '.join(shares)} |")
+        lines.append(f"| {row['prose_tokens']} | {row['facts']} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
 def share_right(share: float, interval: tuple[float, float], number: int) -> str:
     """What shows a share, its interval, and of how many it is one, 3% [1, 10] (N=71)."""
+    return f"{share_between(share, interval)} (N={number})"
+
+
+def share_between(share: float, interval: tuple[float, float]) -> str:
+    """What shows a share and its interval, 3% [1, 10]."""
     low, high = interval
-    return f"{share:.0%} [{100 * low:.0f}, {100 * high:.0f}] (N={number})"
+    return f"{share:.0%} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def sentences_table(rows: list[dict]) -> str:
-    """Markdown table of the sentences that came back."""
-    following = f"next_{GIVEN_TOKENS}_tokens"
-    lines = [f"| text | whole rest to the letter | the next {GIVEN_TOKENS} tokens |", "|---|---|---|"]
-    for row in rows:
-        share = share_right(row["exact"], row["exact_interval"], row["sentences"])
-        lines.append(f"| {row['kind']} | {share} | {row[following]:.0%} |")
+def places_table(rows: list[dict]) -> str:
+    """Markdown table of the places whose next word, and next words, came back: kinds down, ratios across."""
+    ratios = sorted({row["ratio"] for row in rows})
+    lines = ["| text | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["ratio"])
+        shown = [
+            f"{share_between(row['next_word'], row['next_word_interval'])}, {row[f'next_{NEXT_WORDS}_words']:.0%}"
+            for row in cells
+        ]
+        lines.append(f"| {kind} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
-def write_card(folder: Path, machine: str, second_machine: str) -> None:
+def write_card(folder: Path, machines: Sequence[str]) -> None:
     """Write README.md and its picture into the checkpoint's folder."""
     summary = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
     items = [json.loads(line) for line in (RESULTS / "items.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -199,13 +216,11 @@ def write_card(folder: Path, machine: str, second_machine: str) -> None:
         second=second_training(),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
-        found=what_it_finds(summary) if "answering" in summary else "",
+        found=what_it_finds(summary, pipe.processor) if "answering" in summary else "",
         family=config.text_config.model_type.capitalize(),
         words=config.text_config.vocab_size,
-        minutes=training_minutes("log.jsonl"),
-        more_minutes=training_minutes("log_full_blocks.jsonl"),
-        second_machine=second_machine,
-        machine=machine,
+        num_parts=len(PARTS),
+        parts=parts_table(machines),
         encoder_layers=config.encoder_config.num_hidden_layers,
         decoder_layers=config.text_config.num_hidden_layers,
         width=config.text_config.hidden_size,
@@ -230,14 +245,29 @@ def second_training() -> str:
     )
 
 
-def what_it_finds(summary: dict) -> str:
-    """The section of a model that was trained to find sentences."""
+def parts_table(machines: Sequence[str]) -> str:
+    """Markdown table of the parts of the training, each on its machine."""
+    lines = ["| recipe, in `examples/recipes` | trained | minutes | on | log |", "|---|---|---|---|---|"]
+    for (log, recipe, trained), machine in zip(PARTS, machines, strict=True):
+        lines.append(f"| `{recipe}` | {trained} | {training_minutes(log):.1f} | {machine} | `{log}` |")
+    return "\n".join(lines)
+
+
+def what_it_finds(summary: dict, processor: Any) -> str:
+    """The section of a model that was trained to find places."""
+    facts = [
+        f"{question} {value}. "
+        for number in range(100)
+        for question, value in retrieval_questions(np.random.default_rng(number))
+    ]
     return FOUND.format(
+        fact_tokens=np.mean([len(processor.tokenize_context(fact)) for fact in facts]),
         find_prompt=FIND_PROMPT,
-        question_tokens=NUM_TOKENS,
+        given=GIVEN_WORDS,
+        following=NEXT_WORDS,
+        places=summary["places"][0]["places"],
+        words=places_table(summary["places"]),
         questions=questions_table(summary["answering"], summary["answering_over_segments"]),
-        given=GIVEN_TOKENS,
-        sentences=sentences_table(summary["going_on"]),
     )
 
 
@@ -308,11 +338,12 @@ def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the training files")
-    parser.add_argument("--machine", required=True, help="what it was trained on, such as 'one H100'")
-    parser.add_argument("--second-machine", required=True, help="what the second part ran on, 'one core of a CPU'")
+    parser.add_argument(
+        "--machines", required=True, nargs=len(PARTS), help="what each part was trained on, such as 'one H100'"
+    )
     arguments = parser.parse_args()
     folder = Path(c3_hf.tiny_model_path())
-    write_card(folder, arguments.machine, arguments.second_machine)
+    write_card(folder, arguments.machines)
     write_attribution(folder, arguments.data_dir)
 
 

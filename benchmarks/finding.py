@@ -1,76 +1,104 @@
-"""How often a model goes on from the beginning of a sentence as its context does: of facts, and of the text itself."""
+"""How often a model finds a place of its context by the words that stand there: the words that follow, and facts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 
-from c3_hf.data.records import TrainingExample
 from c3_hf.data.samples import cut_to_tokens
-from c3_hf.data.tasks import TASKS, find, retrieval_questions
+from c3_hf.data.tasks import FIND_PROMPT, TASKS, retrieval_questions, word_starts
+from c3_hf.modeling.prompt_c3 import TokenReader
 
 
-# Of the context; facts come on top.
-NUM_TOKENS = 300
-# Of a sentence that is begun with so many tokens, at least as many are to be found.
-GIVEN_TOKENS = 6
+# Words of the place that is asked for, and words behind them that are looked at.
+GIVEN_WORDS = 3
+NEXT_WORDS = 4
+# Tokens of prose that facts are hidden in: so few that one or two facts and they are hardly more than two tokens a
+# latent, enough for two to four contexts of that ratio, and a page.
+PROSE_TOKENS = (20, 80, 300)
+
+
+def measure_places(pipe: Any, texts: Sequence[str], ratio: int, num_places: int) -> dict[str, Any]:
+    """Places of the texts' pieces of `ratio` tokens a latent, each by `GIVEN_WORDS` words of it.
+
+    Returns:
+        The share of which the next word was right, to the letter, and of which the next `NEXT_WORDS` words were.
+    """
+    next_words, all_words = [], []
+    places = _places(pipe.processor.reader, texts, ratio * pipe.model.config.num_latents)
+    for given, wanted, context in islice(places, num_places):
+        # One word more, so that the end of the last one is seen.
+        said = go_on(pipe, [context], given, len(pipe.processor.tokenize_context("".join(wanted))) + NEXT_WORDS)
+        next_words.append(_words(said)[:1] == wanted[:1])
+        all_words.append(_words(said)[:NEXT_WORDS] == wanted)
+    return {
+        "ratio": ratio,
+        "places": len(next_words),
+        "next_word": _share(next_words),
+        "next_word_interval": proportion_interval(sum(next_words), len(next_words)),
+        f"next_{NEXT_WORDS}_words": _share(all_words),
+    }
+
+
+def _places(reader: TokenReader, texts: Sequence[str], num_tokens: int) -> Iterator[tuple[str, list[str], str]]:
+    """Without end, from each text in turn: words given, words wanted, and the piece of the text they stand in."""
+    for number, text in enumerate(cycle(texts)):
+        rng = np.random.default_rng(number)
+        starts = word_starts(text)
+        piece = cut_to_tokens(reader, text[int(rng.choice(starts[: len(starts) // 2])) :].lstrip(), num_tokens)
+        # The last word may be cut.
+        words = _words(piece)[:-1]
+        last = len(words) - GIVEN_WORDS - NEXT_WORDS
+        if last < 0:
+            continue
+        at = int(rng.integers(last + 1))
+        middle = at + GIVEN_WORDS
+        yield "".join(words[at:middle]).lstrip(), words[middle : middle + NEXT_WORDS], piece
+
+
+def _words(text: str) -> list[str]:
+    starts = word_starts(text)
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]
 
 
 def measure_questions(
-    model: Any, processor: Any, texts: Sequence[str], num_questions: int, task: str = "answer"
+    pipe: Any, texts: Sequence[str], num_questions: int, num_tokens: int, task: str = "answer"
 ) -> list[dict[str, Any]]:
-    """Questions about generated facts hidden in the texts ("The access code of the depot at ... is"), by their number.
+    """Questions about generated facts ("The access code of the depot at ... is") in texts of so many tokens, by the
+    number of the facts.
 
     With the task "answer_segments" a text comes as two to four contexts, of which one holds the fact. An answer is
     right if it is the rest of the sentence, to the letter, and nothing else.
     """
     right: dict[int, list[bool]] = {}
     for number in range(num_questions):
-        passage = cut_to_tokens(processor.reader, texts[number % len(texts)], NUM_TOKENS)
+        passage = cut_to_tokens(pipe.processor.reader, texts[number % len(texts)], num_tokens)
         # The task draws its facts first.
         questions = [question for question, _ in retrieval_questions(np.random.default_rng(number))]
-        example = TASKS[task](np.random.default_rng(number), passage)
-        sentence = reply_of(example)
+        asked, reply = TASKS[task](np.random.default_rng(number), passage).messages
+        sentence = reply["content"][0]["text"]
         given = next(question for question in questions if sentence.startswith(question))
-        right.setdefault(len(questions), []).append(go_on(model, processor, example, given) == sentence[len(given) :])
+        contexts = [part["text"] for part in asked["content"] if part["type"] == "context"]
+        said = go_on(pipe, contexts, given, len(pipe.processor.tokenize_context(sentence)) + 8)
+        right.setdefault(len(questions), []).append(said == sentence[len(given) :])
     return [
         {
+            "prose_tokens": num_tokens,
             "facts": facts,
             "questions": len(items),
-            "accuracy": round(float(np.mean(items)), 4),
+            "accuracy": _share(items),
             "interval": proportion_interval(sum(items), len(items)),
         }
         for facts, items in sorted(right.items())
     ]
 
 
-def measure_sentences(model: Any, processor: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """A sentence of each text, of which the first `GIVEN_TOKENS` tokens are given.
-
-    Returns:
-        The share that came back to the letter, and of which the words that followed were right at least.
-    """
-    exact, begun = [], []
-    for number, text in enumerate(texts):
-        passage = cut_to_tokens(processor.reader, text, NUM_TOKENS)
-        example = find(np.random.default_rng(number), passage)
-        sentence = reply_of(example)
-        given = cut_to_tokens(processor.reader, sentence, GIVEN_TOKENS)
-        wanted = sentence[len(given) :]
-        if len(processor.tokenize_context(wanted)) < GIVEN_TOKENS:
-            continue
-        said = go_on(model, processor, example, given)
-        exact.append(said == wanted)
-        begun.append(said.startswith(cut_to_tokens(processor.reader, wanted, GIVEN_TOKENS)))
-    return {
-        "sentences": len(exact),
-        "exact": round(float(np.mean(exact)), 4),
-        "exact_interval": proportion_interval(sum(exact), len(exact)),
-        f"next_{GIVEN_TOKENS}_tokens": round(float(np.mean(begun)), 4),
-    }
+def _share(items: Sequence[bool]) -> float:
+    return round(float(np.mean(items)), 4)
 
 
 def proportion_interval(right: int, total: int) -> tuple[float, float]:
@@ -81,21 +109,18 @@ def proportion_interval(right: int, total: int) -> tuple[float, float]:
     return round(max(0.0, ends[0]), 4), round(min(1.0, ends[1]), 4)
 
 
-def reply_of(example: TrainingExample) -> str:
-    """The sentence asked for."""
-    return example.messages[-1]["content"][0]["text"]
-
-
-def go_on(model: Any, processor: Any, example: TrainingExample, given: str) -> str:
-    """What the model adds to a reply of which `given` is there."""
-    begun = {"role": "assistant", "content": [{"type": "text", "text": given}]}
-    inputs = processor.apply_chat_template(
-        [*example.messages[:-1], begun], add_generation_prompt=False, continue_final_message=True
-    ).to(model.device)
-    if model.config.latent_stride is not None:
+def go_on(pipe: Any, contexts: Sequence[str], given: str, max_new_tokens: int) -> str:
+    """What the model adds, greedily, to a reply of which `given` is there."""
+    parts = [{"type": "context", "text": text} for text in contexts]
+    messages = [
+        {"role": "user", "content": [*parts, {"type": "text", "text": FIND_PROMPT}]},
+        {"role": "assistant", "content": [{"type": "text", "text": given}]},
+    ]
+    inputs = pipe.processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
+    inputs, num_latents = inputs.to(pipe.model.device), pipe.model.config.num_latents
+    if pipe.model.config.latent_stride is not None:
         # The least that covers the context, as where a text is compressed.
         lengths = inputs["context_attention_mask"].sum(dim=-1)
-        inputs["context_strides"] = (-(-lengths // model.config.num_latents)).clamp(min=1)
-    longest = len(processor.tokenize_context(reply_of(example)))
-    output = model.generate(**inputs, max_new_tokens=longest + 8, do_sample=False)
-    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        inputs["context_strides"] = (-(-lengths // num_latents)).clamp(min=1)
+    output = pipe.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return pipe.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

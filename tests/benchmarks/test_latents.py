@@ -14,6 +14,7 @@ from benchmarks.restoring_by_ratio import KINDS, RANDOM, held_out_items, pieces_
 
 from benchmarks import (
     c3_tiny_card,
+    finding,
     latents_exact,
     latents_fidelity,
     latents_kill,
@@ -129,14 +130,15 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert summary["restoring"][0]["characters_a_latent"] == 4
 
     (tmp_path / "measured" / "log.jsonl").write_text('{"seconds": 90.0}\n{"seconds": 120.0}\n{"seconds": 60.0}\n')
-    (tmp_path / "measured" / "log_full_blocks.jsonl").write_text('{"seconds": 300.0}\n')
+    for log, *_ in c3_tiny_card.PARTS[1:]:
+        (tmp_path / "measured" / log).write_text('{"seconds": 330.0}\n')
     monkeypatch.setattr(c3_tiny_card, "RESULTS", tmp_path / "measured")
     monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "none")
     folder = Path(model_path)
-    c3_tiny_card.write_card(folder, "one GPU", "one core")
+    c3_tiny_card.write_card(folder, ["one GPU", *["one core"] * (len(c3_tiny_card.PARTS) - 1)])
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "for 3.0 minutes on one GPU" in card
-    assert "for\n5 minutes on one core" in card
+    assert "| `c3_tiny.yaml` | all parameters, from random weights | 3.0 | one GPU | `log.jsonl` |" in card
+    assert card.count("| 5.5 | one core |") == len(c3_tiny_card.PARTS) - 1
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
     assert "second training" not in card
@@ -144,6 +146,85 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
     monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
     assert "a second training, both parts with other seeds" in c3_tiny_card.second_training()
+
+
+def test_every_part_of_the_training_has_its_machine_and_its_recipe():
+    assert all((c3_tiny_card.ROOT / "examples" / "recipes" / recipe).is_file() for _, recipe, _ in c3_tiny_card.PARTS)
+    with pytest.raises(ValueError):
+        c3_tiny_card.parts_table(["one GPU"])
+
+
+PLACES = "One two three four five six seven eight nine ten eleven twelve. "
+
+
+@pytest.fixture
+def finder(pipe, monkeypatch):
+    """Goes on as the text does; the contexts and the words that were given."""
+    seen: list[tuple[list[str], str]] = []
+
+    def go_on(asked, contexts, given, max_new_tokens):
+        assert asked is pipe
+        seen.append((contexts, given))
+        (context,) = [text for text in contexts if given in text]
+        # As generating does, the reply ends in the middle of a word.
+        return context.partition(given)[2][:max_new_tokens]
+
+    monkeypatch.setattr(finding, "go_on", go_on)
+    return seen
+
+
+def test_places_are_asked_for_by_three_words_and_the_words_behind_them_counted(pipe, finder, monkeypatch):
+    row = finding.measure_places(pipe, [PLACES * 2, PLACES * 3], 16, 5)
+    assert row == {
+        "ratio": 16,
+        "places": 5,
+        "next_word": 1.0,
+        "next_word_interval": proportion_interval(5, 5),
+        "next_4_words": 1.0,
+    }
+    assert all(len(given.split()) == 3 and given == given.strip() for _, given in finder)
+    # One token a byte.
+    assert all([len(context)] == [16 * NUM_LATENTS] for (context,), _ in finder)
+    monkeypatch.setattr(finding, "go_on", lambda *_: " nowhere")
+    assert finding.measure_places(pipe, [PLACES * 3], 16, 5)["next_word"] == 0
+
+
+def test_a_next_word_is_right_to_the_letter(pipe, finder, monkeypatch):
+    right = finding.go_on
+    monkeypatch.setattr(finding, "go_on", lambda *asked: f"{right(*asked).split()[0]} nowhere")
+    row = finding.measure_places(pipe, [PLACES * 3], 16, 5)
+    # Without its blank it is another word.
+    assert (row["next_word"], row["next_4_words"]) == (0, 0)
+    monkeypatch.setattr(finding, "go_on", lambda *asked: f" {right(*asked).split()[0]} nowhere")
+    row = finding.measure_places(pipe, [PLACES * 3], 16, 5)
+    assert (row["next_word"], row["next_4_words"]) == (1, 0)
+
+
+def test_a_question_is_answered_by_the_rest_of_its_sentence_and_nothing_else(pipe, finder, monkeypatch):
+    right = finding.go_on
+    monkeypatch.setattr(finding, "go_on", lambda *asked: right(*asked).partition(". ")[0] + ".")
+    rows = finding.measure_questions(pipe, [PLACES * 3], 12, 40, "answer_segments")
+    assert sum(row["questions"] for row in rows) == 12
+    assert {(row["prose_tokens"], row["accuracy"]) for row in rows} == {(40, 1.0)}
+    assert {len(contexts) for contexts, _ in finder} <= {2, 3, 4}
+    monkeypatch.setattr(finding, "go_on", lambda *asked: right(*asked).partition(". ")[0] + ". And")
+    assert {row["accuracy"] for row in finding.measure_questions(pipe, [PLACES * 3], 12, 40)} == {0.0}
+
+
+def test_a_reply_is_begun_and_its_contexts_have_the_least_stride_that_covers_them(pipe, monkeypatch):
+    seen = {}
+
+    def generate(**inputs):
+        seen.update(inputs)
+        more = torch.tensor([pipe.processor.tokenize_context(" here")])
+        return torch.cat([inputs["input_ids"], more], dim=1)
+
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    contexts = ["a" * NUM_LATENTS, "b" * (NUM_LATENTS + 1)]
+    assert finding.go_on(pipe, contexts, "What was", 9) == " here"
+    assert seen["context_strides"].tolist() == [[1, 2]]
+    assert (seen["max_new_tokens"], seen["do_sample"]) == (9, False)
+    assert pipe.processor.tokenizer.decode(seen["input_ids"][0]).endswith("What was")
 
 
 def test_shares_of_right_answers_have_wilsons_interval():
@@ -154,9 +235,17 @@ def test_shares_of_right_answers_have_wilsons_interval():
 
 
 def test_questions_over_segments_have_their_own_column():
-    rows = [{"facts": 1, "questions": 10, "accuracy": 0.1, "interval": [0.0179, 0.4042]}]
+    rows = [{"prose_tokens": 20, "facts": 1, "questions": 10, "accuracy": 0.1, "interval": [0.0179, 0.4042]}]
     table = c3_tiny_card.questions_table(rows, [{**rows[0], "accuracy": 0.0, "interval": [0.0, 0.2775]}])
-    assert table.splitlines()[-1] == "| 1 | 10% [2, 40] (N=10) | 0% [0, 28] (N=10) |"
+    assert table.splitlines()[-1] == "| 20 | 1 | 10% [2, 40] (N=10) | 0% [0, 28] (N=10) |"
+
+
+def test_places_have_a_column_for_each_ratio():
+    cell = {"kind": "prose", "places": 10, "next_word": 0.1, "next_word_interval": [0.0179, 0.4042], "next_4_words": 0}
+    rows = [{**cell, "ratio": 2}, {**cell, "ratio": 1, "next_4_words": 0.25}]
+    lines = c3_tiny_card.places_table(rows).splitlines()
+    assert lines[0] == "| text | 1x | 2x |"
+    assert lines[-1] == "| prose | 10% [2, 40], 25% | 10% [2, 40], 0% |"
 
 
 def test_fidelity_fits_one_half_of_the_texts_and_saves_what_it_fitted(data, model_path, tmp_path, monkeypatch):

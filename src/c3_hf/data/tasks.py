@@ -98,6 +98,11 @@ def pieces(rng: np.random.Generator, text: str) -> TrainingExample:
     return _example([text], FIND_PROMPT, "".join(found[number] for number in rng.permutation(len(found))))
 
 
+def word_starts(text: str) -> list[int]:
+    """Places where the words of a text begin, each with the blank in front of it; its Chinese characters are words."""
+    return [0, *(match.start() for match in _WORD_START.finditer(text) if match.start())]
+
+
 def answer(rng: np.random.Generator, text: str) -> TrainingExample:
     """Generated facts, one to `MAX_FACTS`, are hidden between the sentences of the text, and one is asked for."""
     sentences, reply = _with_facts(rng, text)
