@@ -45,7 +45,12 @@ def measure_places(pipe: Any, texts: Sequence[str], ratio: int, num_places: int)
 
 
 def _places(reader: TokenReader, texts: Sequence[str], num_tokens: int) -> Iterator[tuple[str, list[str], str]]:
-    """Without end, from each text in turn: words given, words wanted, and the piece of the text they stand in."""
+    """From each text in turn, again and again: words given, words wanted, the piece of the text they stand in.
+
+    Raises:
+        ValueError: if a hundred pieces one after the other have too few words.
+    """
+    too_short = 0
     for number, text in enumerate(cycle(texts)):
         rng = np.random.default_rng(number)
         starts = word_starts(text)
@@ -53,6 +58,11 @@ def _places(reader: TokenReader, texts: Sequence[str], num_tokens: int) -> Itera
         # The last word may be cut.
         words = _words(piece)[:-1]
         last = len(words) - GIVEN_WORDS - NEXT_WORDS
+        too_short = too_short + 1 if last < 0 else 0
+        if too_short == 100:
+            raise ValueError(
+                f"`texts`: pieces of {num_tokens} tokens hardly ever have {GIVEN_WORDS + NEXT_WORDS} words."
+            )
         if last < 0:
             continue
         at = int(rng.integers(last + 1))

@@ -49,7 +49,7 @@ KINDS = (
 # Not in a file: tokens drawn evenly from the vocabulary.
 RANDOM = "random tokens"
 RATIOS = (2, 4, 8, 16, 20, 40)
-# Places are asked for in texts of these kinds, with few tokens a latent: above two c3-tiny was not trained to find any.
+# Places are asked for in texts of these kinds, with few tokens a latent: above two c3-tiny was not trained on them.
 ASKED_KINDS = (KINDS[0], KINDS[2], KINDS[3])
 ASKED_RATIOS = (1, 2, 4, 8)
 BATCH_SIZE = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 from pathlib import Path
@@ -189,6 +190,11 @@ def test_places_are_asked_for_by_three_words_and_the_words_behind_them_counted(p
     assert finding.measure_places(pipe, [PLACES * 3], 16, 5)["next_word"] == 0
 
 
+def test_texts_without_room_for_a_place_are_refused(pipe):
+    with pytest.raises(ValueError, match="pieces of 4 tokens hardly ever have 7 words"):
+        finding.measure_places(pipe, [PLACES], 1, 5)
+
+
 def test_a_next_word_is_right_to_the_letter(pipe, finder, monkeypatch):
     right = finding.go_on
     monkeypatch.setattr(finding, "go_on", lambda *asked: f"{right(*asked).split()[0]} nowhere")
@@ -209,6 +215,22 @@ def test_a_question_is_answered_by_the_rest_of_its_sentence_and_nothing_else(pip
     assert {len(contexts) for contexts, _ in finder} <= {2, 3, 4}
     monkeypatch.setattr(finding, "go_on", lambda *asked: right(*asked).partition(". ")[0] + ". And")
     assert {row["accuracy"] for row in finding.measure_questions(pipe, [PLACES * 3], 12, 40)} == {0.0}
+
+
+def test_the_card_of_a_model_that_finds_shows_every_ratio_and_length(pipe, finder, data, monkeypatch):
+    # Replies of the toy are none: only what is asked, and what the card makes of it, is looked at.
+    monkeypatch.setattr(finding, "go_on", lambda *_: "")
+    monkeypatch.setattr(restoring_by_ratio, "ASKED_RATIOS", (16, 20))
+    options = argparse.Namespace(data_dir=data / "eval", places=2, questions=12)
+    measured = restoring_by_ratio.finding(pipe, options)
+    assert [(row["kind"], row["ratio"]) for row in measured["places"]] == [
+        (kind[0], ratio) for kind in restoring_by_ratio.ASKED_KINDS for ratio in (16, 20)
+    ]
+    card = c3_tiny_card.what_it_finds(measured, pipe.processor)
+    assert "| English fiction | 0% [0, 66], 0% | 0% [0, 66], 0% |" in card
+    for length in finding.PROSE_TOKENS:
+        for facts in (1, 2, 3):
+            assert f"| {length} | {facts} | 0% [0, " in card
 
 
 def test_a_reply_is_begun_and_its_contexts_have_the_least_stride_that_covers_them(pipe, monkeypatch):
