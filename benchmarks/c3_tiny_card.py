@@ -238,9 +238,9 @@ def second_training() -> str:
         return ""
     rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
     return (
-        "\nCharacter precision of a second training, both parts with other seeds; where it is lower, at 16x above "
-        "all, some blocks have words behind their end. Its weights are not shipped, its record is "
-        f"`benchmarks/results/{SECOND.name}`.\n\n"
+        "\nCharacter precision of a second training with other seeds, which ended with the second part below; where "
+        "it is lower, at 16x above all, some blocks have words behind their end. Its weights are not shipped, its "
+        f"record is `benchmarks/results/{SECOND.name}`.\n\n"
         f"{results_table(rows, with_interval('char_precision'))}\n"
     )
 
