@@ -192,8 +192,9 @@ class C3DataCollator:
         for number, carries_loss in enumerate(example.loss):
             if not carries_loss:
                 continue
+            is_open = example.is_open and number == len(example.messages) - 1
             before = self._render(example.messages[:number], add_generation_prompt=True)
-            after = self._render(example.messages[: number + 1], add_generation_prompt=False)
+            after = self._render(example.messages[: number + 1], False, continue_final_message=is_open)
             if not (before.startswith(rendered) and after.startswith(before)):
                 raise ValueError(
                     "The chat template of the `processor` does not render a conversation as the beginning of a longer "
@@ -207,9 +208,14 @@ class C3DataCollator:
             prompt.append(ids, labelled=number % 2 == 1)
         return prompt
 
-    def _render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool, continue_final_message: bool = False
+    ) -> str:
         return self.processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
 
     def _with_noise(self, prompt: _Prompt, key: SampleKey) -> list[int]:

@@ -36,10 +36,12 @@ class TrainingExample:
     Attributes:
         messages: chat messages; content is a list of `{"type": "context" | "text", "text": str}` parts.
         loss: for every message, whether its text (and the end-of-turn token after it) carries loss.
+        is_open: whether the last message is not at its end, so that no end-of-turn token stands behind it.
     """
 
     messages: tuple[dict[str, Any], ...]
     loss: tuple[bool, ...]
+    is_open: bool = False
 
 
 def parse_record(record: Mapping[str, Any]) -> TrainingExample | str:

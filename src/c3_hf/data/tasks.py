@@ -80,9 +80,11 @@ def continue_text(rng: np.random.Generator, text: str) -> TrainingExample:
 
 
 def find(rng: np.random.Generator, text: str) -> TrainingExample:
-    """A sentence of the text; the whole text if it has none that is whole and longer than a few words."""
+    """A sentence of the text; if it has none that is whole and longer than a few words the text, which stays open."""
     sentences = [sentence.strip() for sentence in _sentences(text)[:-1]]
-    long = [sentence for sentence in sentences if len(sentence) >= _MIN_SENTENCE_CHARS] or [text]
+    long = [sentence for sentence in sentences if len(sentence) >= _MIN_SENTENCE_CHARS]
+    if not long:
+        return _example([text], FIND_PROMPT, text, is_open=True)
     return _example([text], FIND_PROMPT, long[int(rng.integers(len(long)))])
 
 
@@ -95,7 +97,8 @@ def pieces(rng: np.random.Generator, text: str) -> TrainingExample:
         cuts.append(places[at])
         at += int(rng.integers(2, _PIECE_WORDS + 1))
     found = [text[start:end] for start, end in itertools.pairwise([*cuts, len(text)])]
-    return _example([text], FIND_PROMPT, "".join(found[number] for number in rng.permutation(len(found))))
+    reply = "".join(found[number] for number in rng.permutation(len(found)))
+    return _example([text], FIND_PROMPT, reply, is_open=True)
 
 
 def word_starts(text: str) -> list[int]:
@@ -150,11 +153,11 @@ def _retrieval_question(rng: np.random.Generator, city: str) -> tuple[str, str]:
     return f"The keeper of the lighthouse at {city} is", f"{rng.choice(_FIRST_NAMES)} {rng.choice(_LAST_NAMES)}"
 
 
-def _example(contexts: Sequence[str], prompt: str, reply: str) -> TrainingExample:
+def _example(contexts: Sequence[str], prompt: str, reply: str, is_open: bool = False) -> TrainingExample:
     parts = [{"type": "context", "text": text} for text in contexts]
     user = {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
-    return TrainingExample((user, assistant), (False, True))
+    return TrainingExample((user, assistant), (False, True), is_open)
 
 
 TASKS: Mapping[str, Callable[[np.random.Generator, str], TrainingExample]] = MappingProxyType(
