@@ -44,6 +44,19 @@ def test_labels_are_the_answer_and_the_end_of_turn(processor):
     assert counts(batch) == {"examples": 1}
 
 
+def test_an_open_reply_has_no_end_of_turn(processor):
+    closed = restore("Hello there")
+    opened = Sample(dataclasses.replace(closed.example, is_open=True), closed.key)
+    batch = C3DataCollator(processor, teacher_inputs=True)([closed, opened])
+    words = processor.tokenize_context("Hello there")
+    for kind in ("", "teacher_"):
+        labels = [row[row != -100].tolist() for row in batch[f"{kind}labels"]]
+        assert labels == [[*words, IM_END], words]
+        lengths = batch[f"{kind}attention_mask"].sum(dim=-1)
+        assert lengths[0] - lengths[1] == 1
+        assert (batch[f"{kind}input_ids"][0, : lengths[1]] == batch[f"{kind}input_ids"][1, : lengths[1]]).all()
+
+
 def test_ids_before_an_answer_are_what_generation_starts_from(processor):
     # An answer that begins with a line break would merge with the template's own, were both tokenised at once.
     text = "\n\nstarts with line breaks"

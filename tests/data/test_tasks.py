@@ -52,6 +52,22 @@ def test_pieces_begin_with_the_blank_of_their_first_word():
     assert sorted(re.sub(r"The(?= first)", " The", reply).split()) == sorted(TEXT.split())
 
 
+@pytest.mark.parametrize(
+    ("task", "text", "is_open"),
+    [
+        ("restore", TEXT, False),
+        ("continue", TEXT, False),
+        ("answer", TEXT, False),
+        ("answer_segments", TEXT, False),
+        ("find", TEXT, False),
+        ("find", "a text without any end of a sentence", True),
+        ("pieces", TEXT, True),
+    ],
+)
+def test_what_only_its_length_ends_stays_open(task, text, is_open):
+    assert TASKS[task](np.random.default_rng(0), text).is_open is is_open
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_answer_hides_facts_and_asks_for_one(seed):
     context, prompt, reply = parts(TASKS["answer"](np.random.default_rng(seed), TEXT))
