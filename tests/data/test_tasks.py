@@ -217,3 +217,13 @@ def test_a_model_says_what_its_tasks_trained_it_to_be_asked():
     assert saved_prompts({"restore": 1.0, "find": 0.0}) == {}
     for task in ("find", "answer", "answer_segments"):
         assert saved_prompts({"restore": 1.0, task: 0.5}) == {"find": FIND_PROMPT}
+
+
+def test_scripts_have_every_first_byte_of_a_character_there_is():
+    tokenizer = C3Processor.from_pretrained(tiny_model_path()).tokenizer
+    seen = set()
+    for seed in range(200):
+        text = TEXT_KINDS["scripts"](Draw(np.random.default_rng(seed), TEXT, 300, tokenizer))
+        seen.update(unicodedata.normalize("NFC", text).encode())
+    # 0xEE begins private characters, 0xF1 and above what Unicode has not assigned or keeps for machines.
+    assert set(range(0xC2, 0xF1)) - {0xEE} <= seen
