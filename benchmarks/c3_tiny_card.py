@@ -140,14 +140,24 @@ and the beginning of its sentence); right is the rest of the sentence to the let
 
 def results_table(rows: list[dict], cell: Callable[[dict], str]) -> str:
     """Markdown table: kinds down, with the number of texts, ratios across."""
+    numbers: dict[str, set[int]] = {}
+    for row in rows:
+        numbers.setdefault(row["kind"], set()).add(row["num_items"])
+    heads = {
+        kind: f"{kind} (N={min(found)})" if len(found) == 1 else f"{kind} (N={min(found)} to {max(found)})"
+        for kind, found in numbers.items()
+    }
+    return table_by_ratio([{**row, "kind": heads[row["kind"]]} for row in rows], cell)
+
+
+def table_by_ratio(rows: list[dict], cell: Callable[[dict], str]) -> str:
+    """Markdown table: kinds down, ratios across."""
     ratios = sorted({row["ratio"] for row in rows})
     lines = ["| text | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         cells = {row["ratio"]: row for row in rows if row["kind"] == kind}
-        numbers = sorted({row["num_items"] for row in cells.values()})
-        counted = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
         shown = [cell(cells[ratio]) if ratio in cells else "" for ratio in ratios]
-        lines.append(f"| {kind} (N={counted}) | " + " | ".join(shown) + " |")
+        lines.append(f"| {kind} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -183,16 +193,10 @@ def share_between(share: float, interval: tuple[float, float]) -> str:
 
 def places_table(rows: list[dict]) -> str:
     """Markdown table of the places whose next word, and next words, came back: kinds down, ratios across."""
-    ratios = sorted({row["ratio"] for row in rows})
-    lines = ["| text | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |", "|---" * (len(ratios) + 1) + "|"]
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        cells = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["ratio"])
-        shown = [
-            f"{share_between(row['next_word'], row['next_word_interval'])}, {row[f'next_{NEXT_WORDS}_words']:.0%}"
-            for row in cells
-        ]
-        lines.append(f"| {kind} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+    following = f"next_{NEXT_WORDS}_words"
+    return table_by_ratio(
+        rows, lambda row: f"{share_between(row['next_word'], row['next_word_interval'])}, {row[following]:.0%}"
+    )
 
 
 def write_card(folder: Path, machines: Sequence[str]) -> None:
