@@ -126,11 +126,4 @@ def go_on(pipe: Any, contexts: Sequence[str], given: str, max_new_tokens: int) -
         {"role": "user", "content": [*parts, {"type": "text", "text": FIND_PROMPT}]},
         {"role": "assistant", "content": [{"type": "text", "text": given}]},
     ]
-    inputs = pipe.processor.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
-    inputs, num_latents = inputs.to(pipe.model.device), pipe.model.config.num_latents
-    if pipe.model.config.latent_stride is not None:
-        # The least that covers the context, as where a text is compressed.
-        lengths = inputs["context_attention_mask"].sum(dim=-1)
-        inputs["context_strides"] = (-(-lengths // num_latents)).clamp(min=1)
-    output = pipe.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return pipe.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return pipe(messages, max_new_tokens=max_new_tokens, do_sample=False)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import c3_hf
 from c3_hf.data.samples import cut_to_tokens
-from c3_hf.data.tasks import Draw, random_tokens
+from c3_hf.data.text_kinds import Draw, random_tokens
 from c3_hf.evaluation.metrics.characters import char_precision
 from c3_hf.evaluation.metrics.tokens import accuracy_by_position, token_accuracy
 from c3_hf.evaluation.plots import beside, draw_tenths

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from ..modeling.prompt_c3 import TokenReader, as_reader
 from .lengths import LengthGroupedBatches, LengthSchedule, SampleKey
 from .records import RecordSource, StreamingSource, TrainingExample
-from .tasks import ANY_TEXT_TASKS, ASKING_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS, TEXT_KINDS, Draw
+from .tasks import ANY_TEXT_TASKS, ASKING_TASKS, FACT_TOKENS, QUESTION_TASKS, TASKS
+from .text_kinds import TEXT_KINDS, Draw
 
 
 # Characters from which a passage is cut, per token wanted: a little more than a token of a small vocabulary holds on
