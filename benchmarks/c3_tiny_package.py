@@ -1,6 +1,6 @@
-"""Make the model that lies in the package from a training checkpoint.
+"""Make the model that lies in the package from a training checkpoint, or from several, whose mean it takes.
 
-`python -m benchmarks.c3_tiny_package CHECKPOINT FOLDER` writes bfloat16 weights, a configuration that computes with
+`python -m benchmarks.c3_tiny_package CHECKPOINT... FOLDER` writes bfloat16 weights, a configuration that computes with
 them in float32, processor and tokenizer, and leaves out the remote code: the package is the one copy of it.
 `save_pretrained` from the folder writes a complete Hub folder again.
 """
@@ -37,13 +37,19 @@ _LICENSE = "apache-2.0"
 _MAX_NEW_TOKENS = 1024
 
 
-def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
-    """Write the model of `checkpoint` into `folder` in bfloat16, without code; files are replaced one by one.
+def package_checkpoint(checkpoints: Sequence[str | Path], folder: str | Path) -> None:
+    """Write a model into `folder` in bfloat16, without code; files are replaced one by one.
+
+    Args:
+        checkpoints: One, or several trainings that began with the same weights, of which the mean is taken: what each
+            of them gets wrong by chance is right in the others (model soups, arXiv 2203.05482).
+        folder: Where to write.
 
     Raises:
-        ValueError: if the checkpoint does not yield all of `PACKAGE_FILES`.
+        ValueError: if the checkpoints have other weights than the first, or it does not yield all of `PACKAGE_FILES`.
     """
-    model = C3ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    checkpoint = checkpoints[0]
+    model = mean_of(checkpoints).to(torch.bfloat16)
     model.config.license = _LICENSE
     model.generation_config.max_new_tokens = _MAX_NEW_TOKENS
     processor = C3Processor.from_pretrained(checkpoint)
@@ -66,6 +72,23 @@ def package_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
             os.replace(source, folder / name)
 
 
+def mean_of(checkpoints: Sequence[str | Path]) -> C3ForConditionalGeneration:
+    """The first model in float32, with the mean of the weights of all.
+
+    Raises:
+        ValueError: if one has weights of other names or shapes.
+    """
+    models = [C3ForConditionalGeneration.from_pretrained(path, dtype=torch.float32) for path in checkpoints]
+    states = [model.state_dict() for model in models]
+    shapes = [{name: weights.shape for name, weights in state.items()} for state in states]
+    for path, found in zip(checkpoints, shapes):
+        if found != shapes[0]:
+            raise ValueError(f"`checkpoints`: {str(path)!r} has other weights than {str(checkpoints[0])!r}.")
+    # All means before the first is put in: tied weights have two names.
+    models[0].load_state_dict({name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
+    return models[0]
+
+
 def _settle(path: Path) -> None:
     """Drop references to code; a model's configuration says float32, which most processors compute faster."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -79,11 +102,11 @@ def _settle(path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse `CHECKPOINT FOLDER` and write the package folder."""
+    """Parse `CHECKPOINT... FOLDER` and write the package folder."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if len(arguments) != 2:
-        raise SystemExit("usage: python -m benchmarks.c3_tiny_package CHECKPOINT FOLDER")
-    package_checkpoint(*arguments)
+    if len(arguments) < 2:
+        raise SystemExit("usage: python -m benchmarks.c3_tiny_package CHECKPOINT... FOLDER")
+    package_checkpoint(arguments[:-1], arguments[-1])
 
 
 if __name__ == "__main__":
