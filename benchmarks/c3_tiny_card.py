@@ -108,9 +108,8 @@ texts that cannot be guessed.
 - Not the released C3: that one has 4.6 billion parameters and is measured at 20 to 40 tokens a latent.
 - Not a language model: it knows nothing of the world, and prompts other than {prompts} get no
   sensible reply.
-- Not for every script. It was trained on English, Chinese and, in its second part, random words of a dozen other
-  scripts; on running text of another language it is not measured. Letters that begin with a byte it was never shown
-  (Armenian, Syriac, marks by themselves, some rare Chinese characters) come back as others, always.
+- Not for every language. It was trained on English, Chinese and, from its second part on, words of random letters of
+  two dozen other scripts; on running text of another language it is not measured.
 - Not lossless. Now and then a token is wrong, and a wrong word looks like a right one, the more often the higher the
   ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. The tokenizer
   normalises Unicode besides: a letter and its accent come back as one character.
