@@ -13,7 +13,7 @@ TEXT = """\
 The access code of the depot at Trieste is 481920. The keys hang behind the door of the harbour office, and whoever \
 takes them signs the book. On Sundays the depot is closed.
 """
-# c3-tiny is asked by a sentence begun, of a kind it was trained on. It finds one where a short text begins with it.
+# c3-tiny is asked by words of the text, and goes on from them where it is short.
 START = "The access code of the depot at Trieste is"
 
 
