@@ -27,6 +27,8 @@ from .record import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "c3-tiny"
 SECOND = RESULTS.with_name("c3-tiny-seed-1")
+# Both trainings of the last part, each measured alone.
+ALONE = {f"seed {seed}": RESULTS.with_name(f"c3-tiny-seed-{seed}") for seed in (4, 5)}
 # The parts of its training: log, recipe, what was trained; the weights are the mean of the last two.
 PARTS = (
     ("log.jsonl", "c3_tiny.yaml", "all parameters, from random weights"),
@@ -78,7 +80,7 @@ Token by token, free running, and in brackets with the right text before each to
 two are says whether decoding loses its place.
 
 {tokens}
-{second}
+{second}{alone}
 A latent stands for {tokens_per_latent} tokens at most (`latent_stride`), so that one block holds {longest}; of longer
 texts the rest is lost. `compress` cuts texts into segments of at most {longest} tokens, and gives a shorter segment
 the least stride that covers it; `ratio` and `target_fidelity` choose lower ones.
@@ -202,7 +204,7 @@ def places_table(rows: list[dict]) -> str:
 
 def write_card(folder: Path, machines: Sequence[str]) -> None:
     """Write README.md and its picture into the checkpoint's folder."""
-    summary = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
+    summary = summary_of(RESULTS)
     items = [json.loads(line) for line in (RESULTS / "items.jsonl").read_text(encoding="utf-8").splitlines()]
     pipe = c3_hf.C3Pipeline.from_pretrained(folder)
     config, rows = pipe.model.config, summary["restoring"]
@@ -220,6 +222,7 @@ def write_card(folder: Path, machines: Sequence[str]) -> None:
         whole=results_table(rows, with_interval("exact")),
         tokens=results_table(rows, lambda row: f"{row['free_running']:.2%} ({row['teacher_forced']:.2%})"),
         second=second_training(),
+        alone=last_part_alone(config.longest_segment // config.num_latents),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
         found=what_it_finds(summary, pipe.processor) if "answering" in summary else "",
@@ -237,17 +240,37 @@ def write_card(folder: Path, machines: Sequence[str]) -> None:
     write_json(folder / "curve.json", curve(summary))
 
 
+def summary_of(folder: Path) -> dict:
+    """What `restoring_by_ratio` measured into `folder`."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
 def second_training() -> str:
-    """The table of a training with another seed, where `SECOND` holds what `restoring_by_ratio` measured of it."""
-    path = SECOND / "summary.json"
-    if not path.is_file():
-        return ""
-    rows = json.loads(path.read_text(encoding="utf-8"))["restoring"]
+    """The table of a training with another seed, of which `SECOND` holds what was measured."""
     return (
         "\nCharacter precision of a second training with other seeds, which ended with the second part below; where "
         "it is lower, at 16x above all, some blocks have words behind their end. Its weights are not shipped, its "
         f"record is `benchmarks/results/{SECOND.name}`.\n\n"
-        f"{results_table(rows, with_interval('char_precision'))}\n"
+        f"{results_table(summary_of(SECOND)['restoring'], with_interval('char_precision'))}\n"
+    )
+
+
+def last_part_alone(ratio: int) -> str:
+    """The table of both trainings of the last part beside their mean: what is restored at `ratio`, what is found."""
+    summaries = [summary_of(folder) for folder in (*ALONE.values(), RESULTS)]
+    lines = [f"| at {ratio}x | {' | '.join(ALONE)} | their mean, as shipped |", "|---" * (len(summaries) + 1) + "|"]
+    for rows in zip(*(summary["restoring"] for summary in summaries), strict=True):
+        if rows[0]["ratio"] == ratio:
+            cells = [f"{row['char_precision']:.2%}, {row['exact']:.0%} whole of {row['num_items']}" for row in rows]
+            lines.append(f"| {rows[0]['kind']} | {' | '.join(cells)} |")
+    for rows in zip(*(summary.get("places", []) for summary in summaries), strict=True):
+        if rows[0]["ratio"] == 1:
+            cells = [share_between(row["next_word"], row["next_word_interval"]) for row in rows]
+            lines.append(f"| next word, at 1x: {rows[0]['kind']} | {' | '.join(cells)} |")
+    records = " and ".join(f"`benchmarks/results/{folder.name}`" for folder in ALONE.values())
+    return (
+        "\nThe last part below was done twice, with other seeds. What each of both restores (character precision) and "
+        f"finds by itself ({records}), and what the mean of their weights does:\n\n" + "\n".join(lines) + "\n"
     )
 
 

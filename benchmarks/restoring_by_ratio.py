@@ -82,13 +82,21 @@ def held_out_items(data_dir: Path, processor: Any, ratios: Sequence[int], limit:
 
 
 def pieces_of(records: Sequence[dict[str, Any]], processor: Any, length: int) -> Iterator[tuple[str, str]]:
-    """Names and texts of the first pieces of `length` tokens of all records, of the second ones, and so on."""
-    left, number = [(record["id"], record["text"]) for record in records], 0
-    while left:
-        cut = [(name, text, cut_to_tokens(processor.encoder_reader, text, length)) for name, text in left]
-        cut = [(name, text, piece) for name, text, piece in cut if 0 < len(piece) < len(text)]
-        yield from ((f"{name}/{number}" if number else name, piece) for name, _, piece in cut)
-        left, number = [(name, text[len(piece) :]) for name, text, piece in cut], number + 1
+    """Names and texts of the first pieces of `length` tokens of all records, of the second ones, and so on.
+
+    When they are used up, those follow that begin half a piece further on.
+    """
+    read = processor.encoder_reader
+    for skipped in (0, length // 2):
+        left, number = [], 0
+        for record in records:
+            name = f"{record['id']}+{skipped}" if skipped else record["id"]
+            left.append((name, record["text"][len(cut_to_tokens(read, record["text"], skipped)) :]))
+        while left:
+            cut = [(name, text, cut_to_tokens(read, text, length)) for name, text in left]
+            cut = [(name, text, piece) for name, text, piece in cut if 0 < len(piece) < len(text)]
+            yield from ((f"{name}/{number}" if number else name, piece) for name, _, piece in cut)
+            left, number = [(name, text[len(piece) :]) for name, text, piece in cut], number + 1
 
 
 def held_out_records(data_dir: Path, name: str, kind: str | None, lang: str) -> Iterator[dict[str, Any]]:

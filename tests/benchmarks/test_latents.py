@@ -104,7 +104,9 @@ def test_pieces_are_those_of_all_documents_before_the_next_of_one(pipe):
     records = [{"id": "a", "text": "a" * 25}, {"id": "b", "text": "b" * 11}, {"id": "c", "text": "c" * 10}]
     pieces = list(pieces_of(records, pipe.processor, 10))
     # The last piece of a document may be shorter than asked for, and is left out.
-    assert pieces == [("a", "a" * 10), ("b", "b" * 10), ("a/1", "a" * 10)]
+    assert pieces[:3] == [("a", "a" * 10), ("b", "b" * 10), ("a/1", "a" * 10)]
+    # Then those that begin half a piece further on.
+    assert pieces[3:] == [("a+5", "a" * 10)]
 
 
 def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
@@ -134,7 +136,12 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     for log, *_ in c3_tiny_card.PARTS[1:]:
         (tmp_path / "measured" / log).write_text('{"seconds": 330.0}\n')
     monkeypatch.setattr(c3_tiny_card, "RESULTS", tmp_path / "measured")
-    monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "none")
+    monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
+    other = json.loads(json.dumps(summary))
+    other["restoring"][0] |= {"char_precision": 0.125, "exact": 0.5}
+    (tmp_path / "c3-other").mkdir()
+    (tmp_path / "c3-other" / "summary.json").write_text(json.dumps(other), encoding="utf-8")
+    monkeypatch.setattr(c3_tiny_card, "ALONE", {"seed 4": tmp_path / "measured", "seed 5": tmp_path / "c3-other"})
     folder = Path(model_path)
     c3_tiny_card.write_card(folder, ["one GPU", *["one core"] * (len(c3_tiny_card.PARTS) - 1)])
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -142,11 +149,16 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert card.count("| 5.5 | one core |") == len(c3_tiny_card.PARTS) - 1
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
-    assert "second training" not in card
+    assert "a second training with other seeds, which ended with the second part" in card
     assert "What it finds" not in card
     assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
-    monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
-    assert "a second training with other seeds, which ended with the second part" in c3_tiny_card.second_training()
+    alone = c3_tiny_card.last_part_alone(4).splitlines()
+    assert "`benchmarks/results/measured` and `benchmarks/results/c3-other`" in alone[1]
+    assert alone[3:5] == ["| at 4x | seed 4 | seed 5 | their mean, as shipped |", "|---|---|---|---|"]
+    assert len(alone) == 5 + len(KINDS) + 1  # the kinds at 4x, and none of those at 40x
+    first, second, mean = alone[5].split(" | ")[1:]
+    assert second == "12.50%, 50% whole of 2"
+    assert first == mean.removesuffix(" |") != second
 
 
 def test_every_part_of_the_training_has_its_machine_and_its_recipe():
