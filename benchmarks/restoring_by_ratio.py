@@ -86,17 +86,21 @@ def pieces_of(records: Sequence[dict[str, Any]], processor: Any, length: int) ->
 
     When they are used up, those follow that begin half a piece further on.
     """
-    read = processor.encoder_reader
-    for skipped in (0, length // 2):
-        left, number = [], 0
-        for record in records:
-            name = f"{record['id']}+{skipped}" if skipped else record["id"]
-            left.append((name, record["text"][len(cut_to_tokens(read, record["text"], skipped)) :]))
-        while left:
-            cut = [(name, text, cut_to_tokens(read, text, length)) for name, text in left]
-            cut = [(name, text, piece) for name, text, piece in cut if 0 < len(piece) < len(text)]
-            yield from ((f"{name}/{number}" if number else name, piece) for name, _, piece in cut)
-            left, number = [(name, text[len(piece) :]) for name, text, piece in cut], number + 1
+    reader, half = processor.encoder_reader, length // 2
+    texts = [(record["id"], record["text"]) for record in records]
+    yield from pieces_in_turn(texts, reader, length)
+    further = [(f"{name}+{half}", text[len(cut_to_tokens(reader, text, half)) :]) for name, text in texts]
+    yield from pieces_in_turn(further, reader, length)
+
+
+def pieces_in_turn(left: list[tuple[str, str]], reader: Any, length: int) -> Iterator[tuple[str, str]]:
+    """Names and texts of the first pieces of all named texts, of the second ones, and so on; no text's last one."""
+    number = 0
+    while left:
+        cut = [(name, text, cut_to_tokens(reader, text, length)) for name, text in left]
+        cut = [(name, text, piece) for name, text, piece in cut if 0 < len(piece) < len(text)]
+        yield from ((f"{name}/{number}" if number else name, piece) for name, _, piece in cut)
+        left, number = [(name, text[len(piece) :]) for name, text, piece in cut], number + 1
 
 
 def held_out_records(data_dir: Path, name: str, kind: str | None, lang: str) -> Iterator[dict[str, Any]]:
