@@ -1,4 +1,4 @@
-"""Both measurements of the server at toy size: what they ask, count and record, and that they tell what goes wrong."""
+"""What is measured on the server, at toy size: what is asked, counted, recorded, and that it tells what goes wrong."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ import torch
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("fastapi", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs the extra serve")
+pytest.importorskip("openai", reason="needs the extra test")
+pytest.importorskip("rapidfuzz", reason="needs the extra eval")
 
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from benchmarks import latents_setup, serving, serving_soak  # noqa: E402
+from benchmarks import latents_setup, serving, serving_soak, serving_walk  # noqa: E402
 from c3_hf.cli import main  # noqa: E402
 from factories import make_model, make_processor  # noqa: E402
 
@@ -167,3 +169,30 @@ def test_a_soak_tells_of_what_is_lost(words, tmp_path, monkeypatch):
     summary, _ = split(record(tmp_path, "serving_soak"))
     assert summary["problems"]["contexts lost"] == 1
     assert summary["problems"]["errors in the server's log"] == 1
+
+
+@pytest.mark.usefixtures("in_thread")
+def test_the_walk_writes_what_every_step_gave(words, tmp_path):
+    text = " ".join(f"The {number}th night train left." for number in range(40))
+    (tmp_path / "data" / "long").mkdir()
+    with gzip.open(tmp_path / "data" / "long" / "books_and_code.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"title": "Trains", "text": text}) + "\n")
+    sizes = ["--characters", "900", "--segment", "1", "--ratio", "4"]
+    assert serving_walk.main([*words, "--book", "Trains", *sizes]) == 0
+    made = record(tmp_path, "serving_walk")
+    steps = {row["step"]: row for row in made["measurements"]}
+    assert (steps["upload"]["status"], steps["the same upload"]["status"]) == (201, 200)
+    assert steps["upload"]["answer"] == steps["the same upload"]["answer"]
+    assert steps["upload"]["answer"]["characters"] == 900
+    assert steps["upload at a low ratio"]["answer"]["segments"] > steps["upload"]["answer"]["segments"] > 1
+    assert steps["asked after kill -9"]["same"]
+    assert steps["asked for the segment"]["usage"]["context_tokens"] > 0
+    # A random model gives nothing back, and the words asked for do not stand in the text.
+    assert steps["the whole text"]["differences"]
+    assert steps["c3-hf ask"]["status"] == 1
+    assert steps["c3-hf ask"]["said"][0].startswith("c3-hf ask: ")
+
+
+def test_words_that_differ_are_told_in_pairs():
+    assert serving_walk.differences("He got up and\n looked.", "He quickly up and\n looked.") == [["got ", "quickly "]]
+    assert serving_walk.differences("a b", "a b") == []
