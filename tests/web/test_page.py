@@ -273,6 +273,9 @@ def test_a_recorded_curve_counts_for_its_own_weights(pipe, model, processor, tmp
     (trial,) = recorded_trials(mine)
     assert (trial.ratio, trial.precision, trial.what) == (4, 0.5, "prose, mean of 3 texts")
     assert "Recorded: prose, mean of 3 texts" in last(Page(mine, Limits()).forget(TEXT))[2]
+    rows = [row, {**row, "ratio": 8, "num_items": 2}]
+    write_json(tmp_path / "curve.json", {"weights": mine.restorer.fingerprints.model, "restoring": rows})
+    assert {trial.what for trial in recorded_trials(mine)} == {"prose, mean of 2 to 3 texts"}
     write_json(tmp_path / "curve.json", {"weights": "0" * 64, "restoring": [row]})
     assert recorded_trials(mine) == []
     assert recorded_trials(pipe) == []

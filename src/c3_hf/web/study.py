@@ -188,16 +188,12 @@ def recorded_trials(pipe: C3Pipeline) -> list[Trial]:
     record = json.loads(path.read_text(encoding="utf-8"))
     if record.get("weights") != pipe.restorer.fingerprints.model:
         return []
-    rows = [row for row in record["restoring"] if row["kind"] == record["restoring"][0]["kind"]]
-    return [
-        Trial(
-            row["ratio"],
-            row["char_precision"],
-            tuple(row["accuracy_by_position"]),
-            f"{row['kind']}, mean of {row['num_items']} texts",
-        )
-        for row in rows
-    ]
+    kind = record["restoring"][0]["kind"]
+    rows = [row for row in record["restoring"] if row["kind"] == kind]
+    numbers = [row["num_items"] for row in rows]
+    texts = f"{numbers[0]}" if len(set(numbers)) == 1 else f"{min(numbers)} to {max(numbers)}"
+    what = f"{kind}, mean of {texts} texts"
+    return [Trial(row["ratio"], row["char_precision"], tuple(row["accuracy_by_position"]), what) for row in rows]
 
 
 def to_file(context: CompressedContext) -> bytes:
