@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -21,13 +21,13 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from c3_hf.cli import main as c3_hf_command
+from c3_hf.data.tasks import FIND_PROMPT
 
 from .latents_setup import data_hash, load, records, write_record
 from .serving import QUESTION, ServerProcess, served, serving_parser
 
 
 KEY = "secret"
-FIND = "Find the sentence: "
 BEGINNING = "What seemed to gratify him"
 MIDDLE = "“One would think that you’d got"
 
@@ -66,13 +66,14 @@ class Walk:
         yield {"step": "asked for all", **self.ask(stored, None)}
         yield {"step": "begun with its beginning", **self.ask(stored, [self.segment], start=f" {BEGINNING} and")}
         yield {"step": "begun in the middle", **self.ask(stored, [self.segment], start=MIDDLE)}
-        yield {"step": "to be found", **self.ask(stored, [self.segment], FIND, MIDDLE)}
+        yield {"step": "to be found", **self.ask(stored, [self.segment], FIND_PROMPT, MIDDLE)}
         yield {"step": "c3-hf ask", **self.command(stored, BEGINNING)}
         low = yield from self.upload("upload at a low ratio", ratio=str(self.ratio))
         yield {"step": "c3-hf ask at a low ratio", **self.command(low, BEGINNING)}
         yield {"step": "c3-hf ask at a low ratio, in the middle", **self.command(low, MIDDLE)}
 
-    def upload(self, step: str, **fields: str) -> Iterator[dict[str, Any]]:
+    def upload(self, step: str, **fields: str) -> Generator[dict[str, Any], None, dict[str, Any]]:
+        """The book sent as a file: the step, and then what the server answered."""
         begun = time.perf_counter()
         answer = self.http.post("contexts", files={"file": ("book.txt", self.book.encode())}, data=fields)
         seconds = time.perf_counter() - begun
