@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -196,3 +197,36 @@ def test_the_walk_writes_what_every_step_gave(words, tmp_path):
 def test_words_that_differ_are_told_in_pairs():
     assert serving_walk.differences("He got up and\n looked.", "He quickly up and\n looked.") == [["got ", "quickly "]]
     assert serving_walk.differences("a b", "a b") == []
+
+
+def test_the_page_shows_what_the_walk_gave(repository):
+    path = repository / "benchmarks" / "results" / "serving_walk.tiny.cpu.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    steps = {row["step"]: row for row in rows}
+    page = (repository / "docs" / "serving.md").read_text(encoding="utf-8")
+    flowing = " ".join(page.split())
+    stored, low = steps["upload"]["answer"], steps["upload at a low ratio"]
+    assert json.loads(re.search(r'```json\n(\{"id".+?)```', page, re.DOTALL)[1]) == stored
+    assert set(re.findall(r"c3-[0-9a-f]{32}", page)) == {stored["id"]}
+    reply = steps["asked for the segment"]
+    shown = "{prompt_tokens} tokens read for {context_tokens} of text".format(**reply["usage"])
+    assert f"{reply['reply']}\n{shown}" in page
+    assert f"the upload took {steps['upload']['seconds']:.0f} s" in flowing
+    assert f"the same again {steps['the same upload']['seconds']:.2f} s" in flowing
+    assert steps["asked after kill -9"]["same"]
+    assert steps["the whole text"]["differences"] == [["got ", "quickly "]]
+    assert "“He got up” as “He quickly up”" in flowing
+    assert steps["asked for all"]["status"] == 400
+    assert "All 59 take 37,878 of its 8,192 positions" in flowing
+    assert "a context of 59 segments takes 37,878 positions, the model has 8,192" in steps["asked for all"]["message"]
+    begun = re.search(r"^it goes on with `(.+?)…`", page, re.MULTILINE)[1]
+    assert steps["begun with its beginning"]["reply"].startswith(begun)
+    assert steps["begun in the middle"]["reply"] == steps["begun with its beginning"]["reply"]
+    assert steps["to be found"]["reply"].startswith(" and and to self, and in the")
+    size = f"{low['answer']['segments']} segments, {low['seconds']:.0f} s, {low['answer']['bytes'] / 1e6:.0f} MB"
+    assert f"`-F ratio=2` ({size})" in flowing
+    assert "the model does not find how the text goes on" in steps["c3-hf ask"]["said"][0]
+    assert f"`{steps['c3-hf ask at a low ratio']['printed'].rstrip(chr(10))}`" in page
+    middle = steps["c3-hf ask at a low ratio, in the middle"]["printed"]
+    assert middle == f"{serving_walk.MIDDLE} a promotion, Fyodor Pavlovitch, you \n"
+    assert "` a promotion, Fyodor Pavlovitch, you`" in page
