@@ -26,9 +26,19 @@ from .record import ROOT
 
 
 RESULTS = ROOT / "benchmarks" / "results" / "c3-tiny"
-SECOND = RESULTS.with_name("c3-tiny-seed-1")
-# Both trainings of the last part, each measured alone.
-ALONE = {f"seed {seed}": RESULTS.with_name(f"c3-tiny-seed-{seed}") for seed in (4, 5)}
+# Parts of its training done again with other seeds, and what the card says of them.
+AGAIN = {
+    RESULTS.with_name("c3-tiny-seed-1"): "a second training with other seeds, which ended with the second part below; "
+    "where it is lower, at 16x above all, some blocks have words behind their end",
+    RESULTS.with_name("c3-tiny-seed-6"): "the third and fourth part with other seeds, from the same second part: the "
+    "heads with seed 6, and then the mean of two trainings again, with seeds 7 and 8",
+}
+# Both trainings of the last part, each measured alone; their mean; and the mean of the other two.
+LAST_PART = {
+    **{f"seed {seed}": RESULTS.with_name(f"c3-tiny-seed-{seed}") for seed in (4, 5)},
+    "their mean, as shipped": RESULTS,
+    "with other heads, the mean of seeds 7 and 8": RESULTS.with_name("c3-tiny-seed-6"),
+}
 # The parts of its training: log, recipe, what was trained; the weights are the mean of the last two.
 PARTS = (
     ("log.jsonl", "c3_tiny.yaml", "all parameters, from random weights"),
@@ -81,7 +91,7 @@ Token by token, free running, and in brackets with the right text before each to
 two are says whether decoding loses its place.
 
 {tokens}
-{second}{alone}
+{again}{last_part}
 A latent stands for {tokens_per_latent} tokens at most (`latent_stride`), so that one block holds {longest}; of longer
 texts the rest is lost. `compress` cuts texts into segments of at most {longest} tokens, and gives a shorter segment
 the least stride that covers it; `ratio` and `target_fidelity` choose lower ones.
@@ -222,8 +232,8 @@ def write_card(folder: Path, machines: Sequence[str]) -> None:
         precision=results_table(rows, with_interval("char_precision")),
         whole=results_table(rows, with_interval("exact")),
         tokens=results_table(rows, lambda row: f"{row['free_running']:.2%} ({row['teacher_forced']:.2%})"),
-        second=second_training(),
-        alone=last_part_alone(config.longest_segment // config.num_latents),
+        again=trained_again(),
+        last_part=last_part(config.longest_segment // config.num_latents),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
         found=what_it_finds(summary, pipe.processor) if "answering" in summary else "",
@@ -246,20 +256,20 @@ def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
-def second_training() -> str:
-    """The table of a training with another seed, of which `SECOND` holds what was measured."""
-    return (
-        "\nCharacter precision of a second training with other seeds, which ended with the second part below; where "
-        "it is lower, at 16x above all, some blocks have words behind their end. Its weights are not shipped, its "
-        f"record is `benchmarks/results/{SECOND.name}`.\n\n"
-        f"{results_table(summary_of(SECOND)['restoring'], with_interval('char_precision'))}\n"
+def trained_again() -> str:
+    """The tables of parts of the training that were done again, of which `AGAIN` has the records."""
+    return "".join(
+        f"\nCharacter precision of {what}. Its weights are not shipped, its record is "
+        f"`benchmarks/results/{folder.name}`.\n\n"
+        f"{results_table(summary_of(folder)['restoring'], with_interval('char_precision'))}\n"
+        for folder, what in AGAIN.items()
     )
 
 
-def last_part_alone(ratio: int) -> str:
-    """The table of both trainings of the last part beside their mean: what is restored at `ratio`, what is found."""
-    summaries = [summary_of(folder) for folder in (*ALONE.values(), RESULTS)]
-    lines = [f"| at {ratio}x | {' | '.join(ALONE)} | their mean, as shipped |", "|---" * (len(summaries) + 1) + "|"]
+def last_part(ratio: int) -> str:
+    """The table of the trainings of the last part and of their means: what is restored at `ratio`, what is found."""
+    summaries = [summary_of(folder) for folder in LAST_PART.values()]
+    lines = [f"| at {ratio}x | {' | '.join(LAST_PART)} |", "|---" * (len(summaries) + 1) + "|"]
     for rows in zip(*(summary["restoring"] for summary in summaries), strict=True):
         if rows[0]["ratio"] == ratio:
             cells = [f"{row['char_precision']:.2%}, {row['exact']:.0%} whole of {row['num_items']}" for row in rows]
@@ -268,10 +278,11 @@ def last_part_alone(ratio: int) -> str:
         if rows[0]["ratio"] == 1:
             cells = [share_between(row["next_word"], row["next_word_interval"]) for row in rows]
             lines.append(f"| next word, at 1x: {rows[0]['kind']} | {' | '.join(cells)} |")
-    records = " and ".join(f"`benchmarks/results/{folder.name}`" for folder in ALONE.values())
+    records = ", ".join(f"`{folder.name}`" for folder in LAST_PART.values())
     return (
         "\nThe last part below was done twice, with other seeds. What each restores (character precision) and finds "
-        f"by itself ({records}), and what the mean of their weights does:\n\n" + "\n".join(lines) + "\n"
+        "by itself, what the mean of their weights does, and, behind a third part with another seed, the mean of two "
+        f"others (in `benchmarks/results`: {records}):\n\n" + "\n".join(lines) + "\n"
     )
 
 

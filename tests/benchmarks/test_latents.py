@@ -136,12 +136,13 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     for log, *_ in c3_tiny_card.PARTS[1:]:
         (tmp_path / "measured" / log).write_text('{"seconds": 330.0}\n')
     monkeypatch.setattr(c3_tiny_card, "RESULTS", tmp_path / "measured")
-    monkeypatch.setattr(c3_tiny_card, "SECOND", tmp_path / "measured")
+    monkeypatch.setattr(c3_tiny_card, "AGAIN", {tmp_path / "measured": "all of it with other seeds"})
     other = json.loads(json.dumps(summary))
     other["restoring"][0] |= {"char_precision": 0.125, "exact": 0.5}
     (tmp_path / "c3-other").mkdir()
     (tmp_path / "c3-other" / "summary.json").write_text(json.dumps(other), encoding="utf-8")
-    monkeypatch.setattr(c3_tiny_card, "ALONE", {"seed 4": tmp_path / "measured", "seed 5": tmp_path / "c3-other"})
+    columns = {"seed 4": "measured", "seed 5": "c3-other", "their mean": "measured"}
+    monkeypatch.setattr(c3_tiny_card, "LAST_PART", {head: tmp_path / name for head, name in columns.items()})
     folder = Path(model_path)
     c3_tiny_card.write_card(folder, ["one GPU", *["one core"] * (len(c3_tiny_card.PARTS) - 1)])
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -149,14 +150,14 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert card.count("| 5.5 | one core |") == len(c3_tiny_card.PARTS) - 1
     assert "| English fiction (N=2) | " in card
     assert 'prompts other than "Repeat the text: " get no' in card
-    assert "a second training with other seeds, which ended with the second part" in card
+    assert "of all of it with other seeds. Its weights are not shipped, its record" in card
     assert "What it finds" not in card
     assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
-    alone = c3_tiny_card.last_part_alone(4).splitlines()
-    assert "`benchmarks/results/measured` and `benchmarks/results/c3-other`" in alone[1]
-    assert alone[3:5] == ["| at 4x | seed 4 | seed 5 | their mean, as shipped |", "|---|---|---|---|"]
-    assert len(alone) == 5 + len(KINDS) + 1  # the kinds at 4x, and none of those at 40x
-    first, second, mean = alone[5].split(" | ")[1:]
+    lines = c3_tiny_card.last_part(4).splitlines()
+    assert "(in `benchmarks/results`: `measured`, `c3-other`, `measured`)" in lines[1]
+    assert lines[3:5] == ["| at 4x | seed 4 | seed 5 | their mean |", "|---|---|---|---|"]
+    assert len(lines) == 5 + len(KINDS) + 1  # the kinds at 4x, and none of those at 40x
+    first, second, mean = lines[5].split(" | ")[1:]
     assert second == "12.50%, 50% whole of 2"
     assert first == mean.removesuffix(" |") != second
 
