@@ -27,7 +27,6 @@ from .latents_setup import data_hash, load, records, write_record
 from .serving import QUESTION, ServerProcess, served, serving_parser
 
 
-KEY = "secret"
 BEGINNING = "What seemed to gratify him"
 MIDDLE = "“One would think that you’d got"
 
@@ -45,7 +44,7 @@ class Walk:
     def __init__(self, server: ServerProcess, book: str, segment: int, ratio: int):
         self.server, self.book, self.segment, self.ratio = server, book, segment, ratio
         self.http = httpx.Client(base_url=f"{server.url}/v1", timeout=None)
-        self.client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        self.client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """What each step gave, in the order of the page."""
