@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import logging
 import os
@@ -19,12 +20,10 @@ import torch
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
 pytest.importorskip("fastapi", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs the extra serve")
-pytest.importorskip("openai", reason="needs the extra test")
-pytest.importorskip("rapidfuzz", reason="needs the extra eval")
 
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from benchmarks import latents_setup, serving, serving_soak, serving_walk  # noqa: E402
+from benchmarks import latents_setup, serving, serving_soak  # noqa: E402
 from c3_hf.cli import main  # noqa: E402
 from factories import make_model, make_processor  # noqa: E402
 
@@ -172,8 +171,16 @@ def test_a_soak_tells_of_what_is_lost(words, tmp_path, monkeypatch):
     assert summary["problems"]["errors in the server's log"] == 1
 
 
+@pytest.fixture
+def serving_walk():
+    """The module, which needs packages that the other two do without."""
+    pytest.importorskip("openai", reason="needs the extra test")
+    pytest.importorskip("rapidfuzz", reason="needs the extra eval")
+    return importlib.import_module("benchmarks.serving_walk")
+
+
 @pytest.mark.usefixtures("in_thread")
-def test_the_walk_writes_what_every_step_gave(words, tmp_path):
+def test_the_walk_writes_what_every_step_gave(words, tmp_path, serving_walk):
     text = " ".join(f"The {number}th night train left." for number in range(40))
     (tmp_path / "data" / "long").mkdir()
     with gzip.open(tmp_path / "data" / "long" / "books_and_code.jsonl.gz", "wt") as file:
@@ -194,12 +201,12 @@ def test_the_walk_writes_what_every_step_gave(words, tmp_path):
     assert steps["c3-hf ask"]["said"][0].startswith("c3-hf ask: ")
 
 
-def test_words_that_differ_are_told_in_pairs():
+def test_words_that_differ_are_told_in_pairs(serving_walk):
     assert serving_walk.differences("He got up and\n looked.", "He quickly up and\n looked.") == [["got ", "quickly "]]
     assert serving_walk.differences("a b", "a b") == []
 
 
-def test_the_page_shows_what_the_walk_gave(repository):
+def test_the_page_shows_what_the_walk_gave(repository, serving_walk):
     path = repository / "benchmarks" / "results" / "serving_walk.tiny.cpu.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["measurements"]
     steps = {row["step"]: row for row in rows}
