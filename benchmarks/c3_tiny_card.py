@@ -21,6 +21,7 @@ import c3_hf
 from c3_hf.data.tasks import FIND_PROMPT, retrieval_questions
 from c3_hf.files import write_json
 
+from .c3_tiny_forty import KNOWN_STRIDE, NUM_LATENTS
 from .finding import GIVEN_WORDS, NEXT_WORDS
 from .record import ROOT
 
@@ -39,6 +40,8 @@ LAST_PART = {
     "their mean, as shipped": RESULTS,
     "with other heads, the mean of seeds 7 and 8": RESULTS.with_name("c3-tiny-seed-6"),
 }
+# Its weights trained on at twice the tokens a latent that they claim.
+FORTY = RESULTS.with_name("c3-tiny-forty")
 # The parts of its training: log, recipe, what was trained; the weights are the mean of the last two.
 PARTS = (
     ("log.jsonl", "c3_tiny.yaml", "all parameters, from random weights"),
@@ -95,7 +98,7 @@ two are says whether decoding loses its place.
 A latent stands for {tokens_per_latent} tokens at most (`latent_stride`), so that one block holds {longest}; of longer
 texts the rest is lost. `compress` cuts texts into segments of at most {longest} tokens, and gives a shorter segment
 the least stride that covers it; `ratio` and `target_fidelity` choose lower ones.
-{found}
+{forgetting}{found}
 Every text measured has a line in `benchmarks/results/c3-tiny/items.jsonl` of the repository, with its hash.
 
 ![character precision by ratio](curve.png)
@@ -126,6 +129,27 @@ texts that cannot be guessed.
 - Not lossless. Now and then a token is wrong, and a wrong word looks like a right one, the more often the higher the
   ratio. `compress(verify=True)` says which tokens would come back, `exact=True` stores what would not. The tokenizer
   normalises Unicode besides: a letter and its accent come back as one character.
+"""
+FORGETTING = """
+## How it forgets
+
+The weights end, in training as in use, where their claim ends, at {claimed} tokens a latent: at 40x above, half of
+the text is cut off and the other half comes back. What becomes of more tokens a latent is seen in a training of its
+own, on from these weights at up to {longest_stride} (`c3_tiny_forty.yaml`, {minutes:.0f} minutes of two cores; a block
+has {num_latents} latents there and {longest} positions, as many as here). Its weights are not shipped, its record is
+`benchmarks/results/{record}`. Character precision, free running:
+
+{precision}
+
+Tokens of a latent that come back, with the right text before each (teacher-forced); the weights that the training
+began with held {claimed}:
+
+{held}
+
+At {longest_stride}x {end:.0%} of the last {claimed} tokens of a stretch come back, and {start:.0%} of those before
+them, guesses included (mean of all kinds). So it forgets within each latent, and along the whole text alike: of the
+first half of English fiction {first_half:.0%} come back free running at {longest_stride}x, of the second
+{second_half:.0%}. Of C3 in the original's layout the paper reports that errors gather at the end of a text.
 """
 FOUND = """
 ## What it finds
@@ -236,6 +260,7 @@ def write_card(folder: Path, machines: Sequence[str]) -> None:
         last_part=last_part(config.longest_segment // config.num_latents),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
+        forgetting=how_it_forgets(),
         found=what_it_finds(summary, pipe.processor) if "answering" in summary else "",
         family=config.text_config.model_type.capitalize(),
         words=config.text_config.vocab_size,
@@ -286,6 +311,30 @@ def last_part(ratio: int) -> str:
     )
 
 
+def how_it_forgets() -> str:
+    """The section on the training at more tokens a latent than are claimed, of which `FORTY` has the records."""
+    stretches = json.loads((FORTY / "places.json").read_text(encoding="utf-8"))["stretches"]
+    rows = [row for row in summary_of(FORTY)["restoring"] if row["ratio"] >= KNOWN_STRIDE]
+    longest = max(row["ratio"] for row in rows)
+    places = np.mean([row["by_place_from_the_end"] for row in stretches if row["ratio"] == longest], axis=0)
+    tenths = next(row for row in rows if row["ratio"] == longest)["accuracy_by_position"]
+    return FORGETTING.format(
+        claimed=KNOWN_STRIDE,
+        longest_stride=longest,
+        minutes=training_minutes(FORTY / "log.jsonl"),
+        num_latents=NUM_LATENTS,
+        longest=longest * NUM_LATENTS,
+        record=FORTY.name,
+        precision=results_table(rows, with_interval("char_precision")),
+        held=table_by_ratio(stretches, lambda row: f"{sum(row['by_place_from_the_end']):.1f}"),
+        end=places[:KNOWN_STRIDE].mean(),
+        start=places[KNOWN_STRIDE:].mean(),
+        # A tenth is not a whole number of stretches, a half is.
+        first_half=np.mean(tenths[:5]),
+        second_half=np.mean(tenths[5:]),
+    )
+
+
 def parts_table(machines: Sequence[str]) -> str:
     """Markdown table of the parts of the training, each on its machine."""
     lines = ["| recipe, in `examples/recipes` | trained | minutes | on | log |", "|---|---|---|---|---|"]
@@ -321,7 +370,7 @@ def curve(summary: dict) -> dict:
     }
 
 
-def training_minutes(log: str) -> float:
+def training_minutes(log: str | Path) -> float:
     """Minutes a training took, from its log; each process that went on with it counts from 0."""
     lines = (RESULTS / log).read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]

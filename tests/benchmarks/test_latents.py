@@ -25,6 +25,7 @@ from benchmarks import (
     restoring_by_ratio,
 )
 from c3_hf import C3Pipeline
+from c3_hf.files import write_json
 from factories import NUM_LATENTS, make_model, make_processor
 
 
@@ -143,6 +144,19 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     (tmp_path / "c3-other" / "summary.json").write_text(json.dumps(other), encoding="utf-8")
     columns = {"seed 4": "measured", "seed 5": "c3-other", "their mean": "measured"}
     monkeypatch.setattr(c3_tiny_card, "LAST_PART", {head: tmp_path / name for head, name in columns.items()})
+    stretches = [
+        {"kind": "English fiction", "ratio": 40, "by_place_from_the_end": [1.0] * 20 + [0.1] * 20},
+        {"kind": "tables", "ratio": 40, "by_place_from_the_end": [0.5] * 20 + [0.0] * 20},
+        {"kind": "tables", "ratio": 24, "by_place_from_the_end": [1.0] * 20 + [0.0] * 4},
+    ]
+    forgetting = json.loads(json.dumps(summary))
+    for row in forgetting["restoring"]:
+        row |= {"ratio": {4: 24, 40: 40}[row["ratio"]], "accuracy_by_position": [0.25] * 5 + [0.75] * 5}
+    (tmp_path / "c3-forty").mkdir()
+    write_json(tmp_path / "c3-forty" / "summary.json", forgetting)
+    write_json(tmp_path / "c3-forty" / "places.json", {"stretches": stretches})
+    (tmp_path / "c3-forty" / "log.jsonl").write_text('{"seconds": 1800.0}\n')
+    monkeypatch.setattr(c3_tiny_card, "FORTY", tmp_path / "c3-forty")
     folder = Path(model_path)
     c3_tiny_card.write_card(folder, ["one GPU", *["one core"] * (len(c3_tiny_card.PARTS) - 1)])
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -152,6 +166,11 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert 'prompts other than "Repeat the text: " get no' in card
     assert "of all of it with other seeds. Its weights are not shipped, its record" in card
     assert "What it finds" not in card
+    told = " ".join(card.split("## How it forgets")[1].split("## How it was trained")[0].split())
+    assert "(`c3_tiny_forty.yaml`, 30 minutes of two cores; a block has 16 latents there and 640 positions" in told
+    assert "| tables | 20.0 | 10.0 | " in told
+    assert "At 40x 75% of the last 20 tokens of a stretch come back, and 5% of those before them," in told
+    assert "of the first half of English fiction 25% come back free running at 40x, of the second 75%." in told
     assert json.loads((folder / "curve.json").read_text(encoding="utf-8"))["weights"] == summary["weights"]
     lines = c3_tiny_card.last_part(4).splitlines()
     assert "(in `benchmarks/results`: `measured`, `c3-other`, `measured`)" in lines[1]
