@@ -15,7 +15,8 @@ come back from a trained one, by their distance from its end.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,37 +64,31 @@ def spare_heads(pipe: C3Pipeline, half: nn.Module, sequences: list[list[int]]) -
     """Layers and numbers of the heads of a half that can be left out together, the least needed first."""
 
     def lost(layer: int, head: int) -> float:
-        with _LeftOut(half, layer, head):
+        with silenced(half, layer, head):
             return 1 - accuracy(pipe, sequences)
 
     heads = [(n, head) for n in range(len(half.layers)) for head in range(half.config.num_attention_heads)]
     spare: list[tuple[int, int]] = []
-    left_out = []
-    for _, layer, head in sorted((round(100 * lost(layer, head), 1), layer, head) for layer, head in heads):
-        out = _LeftOut(half, layer, head)
-        out.__enter__()
-        if accuracy(pipe, sequences) < LEAST_ACCURACY:
-            out.__exit__()
-        else:
-            left_out.append(out)
-            spare.append((layer, head))
-    for out in left_out:
-        out.__exit__()
+    with ExitStack() as left_out:
+        for _, layer, head in sorted((round(100 * lost(layer, head), 1), layer, head) for layer, head in heads):
+            with ExitStack() as tried:
+                tried.enter_context(silenced(half, layer, head))
+                if accuracy(pipe, sequences) >= LEAST_ACCURACY:
+                    left_out.enter_context(tried.pop_all())
+                    spare.append((layer, head))
     return spare
 
 
-class _LeftOut:
-    """A head that says nothing."""
-
-    def __init__(self, half: nn.Module, layer: int, head: int) -> None:
-        self.part = half.layers[layer].self_attn.o_proj.weight.data[:, rows_of(half, head)]
-
-    def __enter__(self) -> None:
-        self.kept = self.part.clone()
-        self.part.zero_()
-
-    def __exit__(self, *_: object) -> None:
-        self.part.copy_(self.kept)
+@contextmanager
+def silenced(half: nn.Module, layer: int, head: int) -> Iterator[None]:
+    """Let a head say nothing for a while."""
+    part = half.layers[layer].self_attn.o_proj.weight.data[:, rows_of(half, head)]
+    kept = part.clone()
+    part.zero_()
+    try:
+        yield
+    finally:
+        part.copy_(kept)
 
 
 def rows_of(half: nn.Module, head: int) -> slice:

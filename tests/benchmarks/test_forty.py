@@ -29,24 +29,20 @@ def test_up_to_twenty_tokens_a_latent_the_start_is_the_model_in_the_package():
 
 @pytest.fixture
 def half():
-    llama = {"model_type": "llama", "attention_bias": True, "head_dim": 8}
-    return make_model(encoder_config=llama_half(llama)).model.encoder
-
-
-def llama_half(changes):
-    sizes = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    return {**sizes, "num_attention_heads": 4, "num_key_value_heads": 4, **changes}
+    llama = {"model_type": "llama", "attention_bias": True, "vocab_size": 264, "hidden_size": 32, "head_dim": 8}
+    llama |= {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    return make_model(encoder_config=llama).model.encoder
 
 
 def test_spare_are_those_that_can_be_left_out_together(half, monkeypatch):
-    weights = {(layer, head): 0.5 for layer in range(2) for head in range(4)}
     # Of two that do the same either is spare, and not both; one is needed by itself.
     twins, needed = {(0, 3), (1, 2)}, (1, 0)
 
     def accuracy(pipe, sequences):
         silent = {
             (layer, head)
-            for layer, head in weights
+            for layer in range(2)
+            for head in range(4)
             if not half.layers[layer].self_attn.o_proj.weight[:, forty.rows_of(half, head)].any()
         }
         return 1 - 0.5 * (twins <= silent) - 0.5 * (needed in silent) - 0.001 * len(silent)
