@@ -21,7 +21,7 @@ import c3_hf
 from c3_hf.data.tasks import FIND_PROMPT, retrieval_questions
 from c3_hf.files import write_json
 
-from .c3_tiny_forty import KNOWN_STRIDE
+from .c3_tiny_forty import KNOWN_STRIDE, NUM_LATENTS
 from .finding import GIVEN_WORDS, NEXT_WORDS
 from .record import ROOT
 
@@ -135,8 +135,8 @@ FORGETTING = """
 
 The weights end, in training as in use, where their claim ends, at {claimed} tokens a latent: at 40x above, half of
 the text is cut off and the other half comes back. What becomes of more tokens a latent is seen in a training of its
-own, on from these weights at up to {longest_stride} (`c3_tiny_forty.yaml`, {minutes:.0f} minutes of two cores), where
-{num_latents} latents stand for up to {longest:,} tokens. Its weights are not shipped, its record is
+own, on from these weights at up to {longest_stride} (`c3_tiny_forty.yaml`, {minutes:.0f} minutes of two cores; a block
+has {num_latents} latents there and {longest} positions, as many as here). Its weights are not shipped, its record is
 `benchmarks/results/{record}`. Character precision, free running:
 
 {precision}
@@ -260,7 +260,7 @@ def write_card(folder: Path, machines: Sequence[str]) -> None:
         last_part=last_part(config.longest_segment // config.num_latents),
         longest=config.longest_segment,
         tokens_per_latent=config.longest_segment // config.num_latents,
-        forgetting=how_it_forgets(config.num_latents),
+        forgetting=how_it_forgets(),
         found=what_it_finds(summary, pipe.processor) if "answering" in summary else "",
         family=config.text_config.model_type.capitalize(),
         words=config.text_config.vocab_size,
@@ -311,7 +311,7 @@ def last_part(ratio: int) -> str:
     )
 
 
-def how_it_forgets(num_latents: int) -> str:
+def how_it_forgets() -> str:
     """The section on the training at more tokens a latent than are claimed, of which `FORTY` has the records."""
     stretches = json.loads((FORTY / "places.json").read_text(encoding="utf-8"))["stretches"]
     rows = [row for row in summary_of(FORTY)["restoring"] if row["ratio"] >= KNOWN_STRIDE]
@@ -322,8 +322,8 @@ def how_it_forgets(num_latents: int) -> str:
         claimed=KNOWN_STRIDE,
         longest_stride=longest,
         minutes=training_minutes(FORTY / "log.jsonl"),
-        num_latents=num_latents,
-        longest=longest * num_latents,
+        num_latents=NUM_LATENTS,
+        longest=longest * NUM_LATENTS,
         record=FORTY.name,
         precision=results_table(rows, with_interval("char_precision")),
         held=table_by_ratio(stretches, lambda row: f"{sum(row['by_place_from_the_end']):.1f}"),

@@ -1,15 +1,15 @@
 """Make what `examples/recipes/c3_tiny_forty.yaml` trains: c3-tiny with latents that may stand for forty tokens.
 
-`python -m benchmarks.c3_tiny_forty --data-dir TEXTS FOLDER` writes its weights with two changes:
+`python -m benchmarks.c3_tiny_forty --data-dir HELD_OUT FOLDER` writes its weights with two changes:
 
-- `latent_stride` is 40, so that a block of 32 latents has 1,280 positions. A reply is then further from its latents
-  than the decoder has learnt, and it has to learn the distance again.
-- Heads of the encoder without which the model restores at twenty tokens a latent (they are found by leaving them out)
-  begin anew, with distances of their own and silent. Each place of a latent takes a head, and heads that all look at
-  one of the first twenty places have no gradient that would move them to another.
+- A block has 16 latents instead of 32, the first ones. 16 times 40 positions are as many as 32 times 20, so that a
+  reply is as far from its latents as the decoder has learnt, and up to twenty tokens a latent nothing changes.
+- Heads without which the model restores at twenty tokens a latent (they are found by leaving them out) begin anew,
+  with distances of their own and silent. Each place of a latent takes a head of either half, and heads that all look
+  at one of the first twenty places have no gradient that would move them to another.
 
-`--measure MODEL --data-dir HELD_OUT` writes `places.json` into the folder instead: which tokens of the stretch that a
-latent stands for come back from a trained one, by their distance from its end.
+`--measure MODEL` writes `places.json` into the folder instead: which tokens of the stretch that a latent stands for
+come back from a trained one, by their distance from its end.
 """
 
 from __future__ import annotations
@@ -24,26 +24,40 @@ from typing import Any
 import torch
 from torch import nn
 
+import c3_hf
 from c3_hf.evaluation.provenance import clean_commit, weights_fingerprint
-from c3_hf.files import read_jsonl, write_json
+from c3_hf.files import write_json
 from c3_hf.latents.measure import measure_margins
+from c3_hf.modeling.modeling_c3 import C3ForConditionalGeneration
 from c3_hf.modeling.positions_c3 import pad_rows
 from c3_hf.modeling.processing_c3 import C3Processor
 from c3_hf.pipeline import C3Pipeline
 
 from .record import environment
-from .restoring_by_ratio import held_out_items
+from .restoring_by_ratio import held_out_items, held_out_records
 
 
-STRIDE, KNOWN_STRIDE = 40, 20
+NUM_LATENTS, STRIDE = 16, 40
+KNOWN_STRIDE = 20
 # Heads are left out while so many tokens of so many full blocks come back.
 LEAST_ACCURACY, NUM_BLOCKS = 0.97, 4
 # Of the biases that a head begins with, as in c3_tiny.yaml.
-SPREAD = 5.0
+SPREADS = {"encoder": 5.0, "language_model": 3.0}
 QUERY_KEY_STD, VALUE_STD = 0.025, 0.05
 SEED = 9
-RATIOS = (20, 24, 32, 40)
+RATIOS = (20, 24, 28, 32, 36, 40)
 MOST_ITEMS = 40
+
+
+def with_fewer_latents() -> C3Pipeline:
+    """c3-tiny with `NUM_LATENTS` latents that stand for up to `STRIDE` tokens; what it was not trained for is gone."""
+    path = c3_hf.tiny_model_path()
+    model = C3ForConditionalGeneration.from_pretrained(path, dtype=torch.float32, latent_stride=STRIDE)
+    queries = model.model.latent_queries.weight.data[:NUM_LATENTS]
+    model.model.latent_queries = nn.Embedding.from_pretrained(queries.clone(), freeze=False)
+    model.config.num_latents = NUM_LATENTS
+    tokenizer = C3Processor.from_pretrained(path).tokenizer
+    return C3Pipeline(model, C3Processor(tokenizer, num_latents=NUM_LATENTS))
 
 
 def spare_heads(pipe: C3Pipeline, half: nn.Module, sequences: list[list[int]]) -> list[tuple[int, int]]:
@@ -102,7 +116,7 @@ def measure_stretches(pipe: C3Pipeline, data_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for kind, ratio in dict.fromkeys((item.kind, item.ratio) for item in items):
         texts = [item.text for item in items if (item.kind, item.ratio) == (kind, ratio)]
-        sequences = [pipe.processor.tokenize_context(text)[: ratio * pipe.processor.num_latents] for text in texts]
+        sequences = [pipe.processor.tokenize_context(text)[: ratio * NUM_LATENTS] for text in texts]
         right: list[list[bool]] = [[] for _ in range(ratio)]
         for found in come_back(pipe, sequences, ratio):
             for index, token in enumerate(found.tolist()):
@@ -112,13 +126,13 @@ def measure_stretches(pipe: C3Pipeline, data_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def draw_anew(half: nn.Module, heads: list[tuple[int, int]], generator: torch.Generator) -> None:
+def draw_anew(half: nn.Module, heads: list[tuple[int, int]], spread: float, generator: torch.Generator) -> None:
     """Give heads random distances to look at; they say nothing at first, so that the others go on as before."""
     for layer, head in heads:
         attention, rows = half.layers[layer].self_attn, rows_of(half, head)
         for projection in (attention.q_proj, attention.k_proj):
             bias, weight = projection.bias.data[rows], projection.weight.data[rows]
-            bias.copy_(torch.randn(bias.shape, generator=generator) * SPREAD)
+            bias.copy_(torch.randn(bias.shape, generator=generator) * spread)
             weight.copy_(torch.randn(weight.shape, generator=generator) * QUERY_KEY_STD)
         weight = attention.v_proj.weight.data[rows]
         weight.copy_(torch.randn(weight.shape, generator=generator) * VALUE_STD)
@@ -128,24 +142,24 @@ def draw_anew(half: nn.Module, heads: list[tuple[int, int]], generator: torch.Ge
 
 def write_start(folder: Path, data_dir: Path) -> None:
     """Find the heads, draw them anew, write the model and which heads they are."""
-    pipe = C3Pipeline.from_pretrained(dtype="float32")
-    records = read_jsonl(data_dir / "en_fiction.jsonl.gz")
+    pipe = with_fewer_latents()
+    records = held_out_records(data_dir, "passages_en.jsonl.gz", None, "en")
     stream = (token for record in records for token in pipe.processor.tokenize_context(record["text"]))
-    sequences = [list(islice(stream, pipe.processor.num_latents * KNOWN_STRIDE)) for _ in range(NUM_BLOCKS)]
-    encoder = pipe.model.model.encoder
-    heads = spare_heads(pipe, encoder, sequences)
-    draw_anew(encoder, heads, torch.Generator().manual_seed(SEED))
-    pipe.model.config.latent_stride = STRIDE
+    sequences = [list(islice(stream, NUM_LATENTS * KNOWN_STRIDE)) for _ in range(NUM_BLOCKS)]
+    halves = {name: getattr(pipe.model.model, name) for name in SPREADS}
+    heads = {name: spare_heads(pipe, half, sequences) for name, half in halves.items()}
+    generator = torch.Generator().manual_seed(SEED)
+    for name, half in halves.items():
+        draw_anew(half, heads[name], SPREADS[name], generator)
     pipe.model.save_pretrained(folder)
-    # Without the prompts and the calibration of what it was not trained for or has forgotten.
-    C3Processor(pipe.processor.tokenizer, num_latents=pipe.processor.num_latents).save_pretrained(folder)
+    pipe.processor.save_pretrained(folder)
     write_json(folder / "drawn_heads.json", heads)
 
 
 def main() -> None:
     """Write the start of the training, or measure what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the texts: to train on, or held out")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the held-out files")
     parser.add_argument("--measure", metavar="MODEL", help="measure this trained model instead")
     parser.add_argument("--allow-changes", action="store_true", help="record from a checkout with changes")
     parser.add_argument("folder", type=Path, help="where to write")

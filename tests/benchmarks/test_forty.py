@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-
 import benchmarks.c3_tiny_forty as forty
 import pytest
 import torch
@@ -14,27 +11,20 @@ from c3_hf import C3Pipeline
 from factories import make_model, make_processor
 
 
-def test_the_start_differs_from_the_model_in_the_package_in_its_stride_and_the_heads_it_lists(monkeypatch, tmp_path):
-    monkeypatch.setattr(forty, "NUM_BLOCKS", 2)
-    with gzip.open(tmp_path / "en_fiction.jsonl.gz", "wt") as file:
-        file.write(json.dumps({"text": "All of it came back, and nothing else did. " * 200}) + "\n")
-    seen = []
+def latents_of(pipe, ids, stride):
+    strides = torch.tensor([[stride]])
+    return pipe.model.get_context_features(ids[:, None], torch.ones_like(ids)[:, None], strides)[0, 0]
 
-    def spare_heads(pipe, half, sequences):
-        seen.extend(len(sequence) for sequence in sequences)
-        return [(2, 3)]
 
-    monkeypatch.setattr(forty, "spare_heads", spare_heads)
-    forty.write_start(tmp_path / "start", tmp_path)
-    packaged, start = (C3Pipeline.from_pretrained(path, dtype="float32") for path in (None, tmp_path / "start"))
-    assert seen == [640, 640]
-    assert start.model.config.longest_segment == 1280
+def test_up_to_twenty_tokens_a_latent_the_start_is_the_model_in_the_package():
+    packaged, start = C3Pipeline.from_pretrained(dtype="float32"), forty.with_fewer_latents()
+    assert start.model.config.longest_segment == packaged.model.config.longest_segment == 640
+    assert start.processor.num_latents == start.model.config.num_latents == 16
     assert start.processor.prompts.keys() == {"restore"}
-    before = packaged.model.state_dict()
-    changed = {name for name, value in start.model.state_dict().items() if not torch.equal(value, before[name])}
-    attention = {name for name in before if name.startswith("model.encoder.layers.2.self_attn.")}
-    assert changed == attention - {"model.encoder.layers.2.self_attn.o_proj.bias"}
-    assert json.loads((tmp_path / "start/drawn_heads.json").read_text()) == [[2, 3]]
+    ids = torch.randint(100, 7000, (1, 320), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(latents_of(start, ids, 20), latents_of(packaged, ids, 20)[:16], rtol=1e-4, atol=1e-4)
+    tokens = ids[0].tolist()
+    assert torch.cat(forty.come_back(start, [tokens], 20)).float().mean() > 0.98
 
 
 @pytest.fixture
@@ -65,7 +55,7 @@ def test_spare_are_those_that_can_be_left_out_together(half, monkeypatch):
 
 def test_heads_drawn_anew_are_silent_and_look_at_distances(half):
     before = {name: value.clone() for name, value in half.state_dict().items()}
-    forty.draw_anew(half, [(1, 2)], torch.Generator().manual_seed(0))
+    forty.draw_anew(half, [(1, 2)], 5.0, torch.Generator().manual_seed(0))
     for name, value in half.state_dict().items():
         changed = (value != before[name]).any(dim=tuple(range(1, value.dim())))
         if name.startswith("layers.1.self_attn.") and "o_proj" not in name:
@@ -82,6 +72,7 @@ def test_heads_drawn_anew_are_silent_and_look_at_distances(half):
 
 def test_places_are_counted_from_the_end_of_a_stretch(monkeypatch, tmp_path):
     pipe = C3Pipeline(make_model(latent_stride=3), make_processor())
+    monkeypatch.setattr(forty, "NUM_LATENTS", 4)
     texts = [forty_item("a", 3, "abcdefghijkl"), forty_item("a", 3, "bcdefghijklm"), forty_item("b", 2, "abcdefgh")]
     monkeypatch.setattr(forty, "held_out_items", lambda *_: texts)
     found = {3: [torch.tensor([False, True, True] * 4), torch.tensor([False, False, True] * 4)]}

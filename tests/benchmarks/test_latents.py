@@ -167,7 +167,7 @@ def test_restoring_by_ratio_measures_every_kind_and_writes_what_the_card_shows(
     assert "of all of it with other seeds. Its weights are not shipped, its record" in card
     assert "What it finds" not in card
     told = " ".join(card.split("## How it forgets")[1].split("## How it was trained")[0].split())
-    assert "(`c3_tiny_forty.yaml`, 30 minutes of two cores), where 4 latents stand for up to 160 tokens." in told
+    assert "(`c3_tiny_forty.yaml`, 30 minutes of two cores; a block has 16 latents there and 640 positions" in told
     assert "| tables | 20.0 | 10.0 | " in told
     assert "At 40x 75% of the last 20 tokens of a stretch come back, and 5% of those before them," in told
     assert "of the first half of English fiction 25% come back free running at 40x, of the second 75%." in told
